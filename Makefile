@@ -1,0 +1,45 @@
+# The verbs of this project: demo, test, check, format, bench, setup.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CODE := api benchmarks einlayers einsearch migrations search service tests workers
+
+# One thread per process: every worker is one core's worth of work, and two pools of threads on one core only fight.
+export OMP_NUM_THREADS := 1
+export MKL_NUM_THREADS := 1
+
+.PHONY: demo test check format bench setup clean
+
+demo: $(READY)  ## start the embedded service, run a first search on real text, show the best structures
+	$(BIN)/einsearch demo
+
+test: $(READY)  ## the tests, against SQLite, Postgres where its binaries are, and a real local Ray
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## format, lint, types, import contracts, migrations
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/lint-imports
+	$(BIN)/python -m service.migrate check
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+bench: $(READY)  ## measure, print ratios
+	$(BIN)/python -m benchmarks.scheduling
+
+setup: $(READY)  ## the virtual environment, at the versions of constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "einsearch needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:  ## remove the environment and the caches; the database in .einsearch stays
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""Structured linear layers written as einsums: values (theta, dims, taxonomy, scaling) without torch, layers with it."""

@@ -1,0 +1,179 @@
+"""From exponents to integers: the axis sizes of one layer.
+
+Two policies. ``round`` is the papers' (each axis rounded on its own; the layer pads or drops what does not fit) and is
+there to compare with them. ``exact`` never drops a feature: it takes the integer axes nearest to theta in log space,
+pays for padding, and never lets the rank fall below what theta promises when that is full rank.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import Literal, get_args
+
+from einlayers.errors import FieldError
+from einlayers.rank import Axes, generic_rank
+from einlayers.theta import Theta
+
+Policy = Literal["exact", "round"]
+
+MAX_WIDTH = 2**20
+"""The widest layer that ``resolve`` takes; beyond it the search over axes would no longer be instant."""
+
+_PADDING_BASE = 0.25
+_PADDING_PRICE = 10.0
+"""What padding costs in units of squared log distance: 512 stays 16 x 32 and 44 stays 4 x 11, but 997 becomes 27 x 37."""
+
+_CANDIDATES = 8
+"""How many axis triples per side enter the joint choice; more than the best is needed only for the rank."""
+
+_ZERO = 1e-9
+
+_AXES = ("alpha", "beta", "gamma", "delta", "epsilon", "phi", "rho")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dims:
+    """The seven axis sizes of one layer that maps ``d_in`` features to ``d_out``, and what they pad or drop."""
+
+    alpha: int
+    beta: int
+    gamma: int
+    delta: int
+    epsilon: int
+    phi: int
+    rho: int
+    d_in: int
+    d_out: int
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if getattr(self, name) < 1:
+                raise FieldError(name, expected="a positive size", got=getattr(self, name))
+
+    @property
+    def axes(self) -> Axes:
+        """The seven sizes in theta's order."""
+        return (self.alpha, self.beta, self.gamma, self.delta, self.epsilon, self.phi, self.rho)
+
+    @property
+    def inputs(self) -> int:
+        """How many input features the axes hold; more than ``d_in`` is padding, fewer drops features (policy round)."""
+        return self.alpha * self.beta * self.gamma
+
+    @property
+    def outputs(self) -> int:
+        """How many output features the axes hold; more than ``d_out`` is cropped, fewer leaves dead outputs."""
+        return self.delta * self.epsilon * self.phi
+
+    @property
+    def padding_in(self) -> float:
+        """Padded inputs as a share of ``d_in``; negative where inputs are dropped."""
+        return self.inputs / self.d_in - 1
+
+    @property
+    def padding_out(self) -> float:
+        """Padded outputs as a share of ``d_out``; negative where outputs are dead."""
+        return self.outputs / self.d_out - 1
+
+
+def resolve(theta: Theta, d_in: int, d_out: int, policy: Policy = "exact") -> Dims:
+    """The axis sizes of ``theta`` for a layer from ``d_in`` to ``d_out`` features.
+
+    Raises:
+        FieldError: a width is not an integer in 1..2**20, or the policy is unknown.
+    """
+    for name, width in (("d_in", d_in), ("d_out", d_out)):
+        if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= MAX_WIDTH:
+            raise FieldError(name, expected=f"a whole number from 1 to {MAX_WIDTH}", got=width)
+    if policy not in get_args(Policy):
+        raise FieldError("policy", expected=f"one of {get_args(Policy)}", got=policy)
+    return _round(theta, d_in, d_out) if policy == "round" else _exact(theta.normalised(), d_in, d_out)
+
+
+def _round(theta: Theta, d_in: int, d_out: int) -> Dims:
+    # Python's round is half-even, as in the reference code (2410.02117), so this is bit for bit the papers' choice.
+    return Dims(
+        alpha=round(d_in**theta.alpha),
+        beta=round(d_in**theta.beta),
+        gamma=round(d_in**theta.gamma),
+        delta=round(d_out**theta.delta),
+        epsilon=round(d_out**theta.epsilon),
+        phi=round(d_out**theta.phi),
+        rho=round(min(d_in, d_out) ** theta.rho),
+        d_in=d_in,
+        d_out=d_out,
+    )
+
+
+@lru_cache(maxsize=65536)
+def _exact(theta: Theta, d_in: int, d_out: int) -> Dims:
+    groups = (
+        _groups((theta.alpha, theta.beta, theta.gamma), d_in),
+        _groups((theta.delta, theta.epsilon, theta.phi), d_out),
+        _ranks(theta.rho, min(d_in, d_out)),
+    )
+    # The score is a sum, so the best of each group (with its ties) is the best of all, unless the rank objects.
+    axes = _ordered([choice for choice in group if choice[0] == group[0][0]] for group in groups)[0]
+    if _promises_full_rank(theta, d_in, d_out) and generic_rank(axes, d_in, d_out) < min(d_in, d_out):
+        full = (other for other in _ordered(groups) if generic_rank(other, d_in, d_out) == min(d_in, d_out))
+        axes = next(full, axes)
+    return Dims(**dict(zip(_AXES, axes, strict=True)), d_in=d_in, d_out=d_out)
+
+
+def _ordered(groups: Iterable[Sequence[tuple[float, Sequence[int]]]]) -> list[Axes]:
+    """Every combination of one input triple, one output triple and one rank: best score first, then cheapest."""
+    combined = []
+    for inputs, outputs, ranks in product(*groups):
+        (alpha, beta, gamma), (delta, epsilon, phi), (rho,) = inputs[1], outputs[1], ranks[1]
+        axes = (alpha, beta, gamma, delta, epsilon, phi, rho)
+        combined.append((inputs[0] + outputs[0] + ranks[0], _multiplications(axes), axes))
+    return [axes for _, _, axes in sorted(combined)]
+
+
+@lru_cache(maxsize=65536)
+def _groups(exponents: tuple[float, float, float], d: int) -> list[tuple[float, Sequence[int]]]:
+    """The best axis triples of one side, with their scores; an axis of exponent 0 has size 1."""
+    log_d = math.log(d)
+    # The largest axis is what the others leave over: every product is then at least d, and next to it.
+    free = sorted((i for i in range(3) if exponents[i] > _ZERO), key=lambda i: exponents[i])
+    scored: list[tuple[float, Sequence[int]]] = []
+    for sizes in product(*(_window(d ** exponents[i], len(free)) for i in free[:-1])):
+        last = -(-d // math.prod(sizes))
+        triple = [1, 1, 1]
+        deviation = 0.0
+        for i, size in zip(free, (*sizes, last), strict=True):
+            triple[i] = size
+            deviation += (math.log(size) - exponents[i] * log_d) ** 2
+        padding = math.prod(triple) / d - 1
+        price = _PADDING_BASE + _PADDING_PRICE * padding if padding else 0.0
+        # Rounding makes ties between mirrored triples exact, so that the cheaper one wins and not float noise.
+        scored.append((round(deviation + price, 9), tuple(triple)))
+    return sorted(scored)[:_CANDIDATES]
+
+
+def _window(target: float, num_free: int) -> range:
+    """The sizes worth trying for an axis: up to twice its target and down to a quarter of it (a half, of three axes)."""
+    return range(max(1, int(target / (4 if num_free == 2 else 2))), math.ceil(2 * target) + 1)
+
+
+def _ranks(exponent: float, d: int) -> list[tuple[float, Sequence[int]]]:
+    if exponent <= _ZERO:
+        return [(0.0, (1,))]
+    nearest = max(1, round(d**exponent))
+    scored = [(round((math.log(rank) - exponent * math.log(d)) ** 2, 9), (rank,)) for rank in (nearest, nearest + 1)]
+    return sorted(scored)
+
+
+def _promises_full_rank(theta: Theta, d_in: int, d_out: int) -> bool:
+    inner = min(d_in, d_out) ** theta.rho
+    through_a = d_out ** (theta.phi + theta.delta) * inner * d_in ** (theta.gamma + theta.beta)
+    through_b = d_out ** (theta.phi + theta.epsilon) * inner * d_in ** (theta.gamma + theta.alpha)
+    return bool(min(through_a, through_b) >= min(d_in, d_out) * (1 - _ZERO))
+
+
+def _multiplications(axes: Axes) -> int:
+    alpha, beta, gamma, delta, epsilon, phi, rho = axes
+    shared = phi * rho * gamma
+    return min(shared * delta * beta * (alpha + epsilon), shared * epsilon * alpha * (beta + delta))

@@ -1,0 +1,19 @@
+"""The one error for a value that a field cannot take; it teaches the same way in Python, in the CLI and over HTTP."""
+
+
+class FieldError(ValueError):
+    """A field was given a value outside its domain: which field, what was expected, what came."""
+
+    def __init__(self, field: str, *, expected: str, got: object) -> None:
+        self.field = field
+        self.expected = expected
+        self.got = got
+        super().__init__(f"{field}: expected {expected}, got {got!r}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions pickle by their positional arguments; ours are keywords, and errors cross process borders.
+        return _rebuild, (self.field, self.expected, self.got)
+
+
+def _rebuild(field: str, expected: str, got: object) -> FieldError:
+    return FieldError(field, expected=expected, got=got)

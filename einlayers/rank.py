@@ -1,0 +1,62 @@
+"""The generic rank of a two-factor einsum between two widths, padding and cropping included.
+
+The factors connect blocks of inputs (gamma) with blocks of outputs (phi), each pair through a generic map of bounded
+rank, so the rank is a maximal flow. Full blocks are alike, which leaves two kinds of block a side (full, and the last,
+partly live one) and makes the minimal cut a minimum over which kinds stand on which side of it.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+
+Axes = tuple[int, int, int, int, int, int, int]
+"""The sizes of alpha, beta, gamma, delta, epsilon, phi, rho."""
+
+
+def generic_rank(axes: Axes, d_in: int, d_out: int) -> int:
+    """The rank of the map from ``d_in`` to ``d_out`` features for almost all weights.
+
+    Exact but for rare small cases with rho = 2, where the true rank is lower by at most 1/14 (checked exhaustively for
+    axes up to 3; two of 2,187 cases differ by one).
+    """
+    alpha, beta, gamma, delta, epsilon, phi, rho = axes
+    sources = _blocks(alpha, beta, min(d_in, alpha * beta * gamma))
+    sinks = _blocks(delta, epsilon, min(d_out, delta * epsilon * phi))
+    return min(
+        _cut(rho, sources, sinks, kept, taken)
+        for kept in product((False, True), repeat=len(sources))
+        for taken in product((False, True), repeat=len(sinks))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Blocks of one kind: how many, how many live features each, and how many live rows and columns these span."""
+
+    count: int
+    live: int
+    first: int
+    second: int
+
+
+def _blocks(first: int, second: int, live: int) -> list[_Block]:
+    """Full blocks and the last, partly live one, of features flattened as (block, second, first)."""
+    full, rest = divmod(live, first * second)
+    blocks = [_Block(full, first * second, first, second)]
+    if rest:
+        blocks.append(_Block(1, rest, min(first, rest), -(-rest // first)))
+    return blocks
+
+
+def _cut(rho: int, sources: list[_Block], sinks: list[_Block], kept: tuple[bool, ...], taken: tuple[bool, ...]) -> int:
+    flow = sum(source.count * source.live for source, keep in zip(sources, kept, strict=True) if not keep)
+    flow += sum(sink.count * sink.live for sink, take in zip(sinks, taken, strict=True) if take)
+    for source, keep in zip(sources, kept, strict=True):
+        for sink, take in zip(sinks, taken, strict=True):
+            if keep and not take:
+                flow += source.count * sink.count * _pair(rho, source, sink)
+    return flow
+
+
+def _pair(rho: int, source: _Block, sink: _Block) -> int:
+    """The rank between one input block and one output block: through A's side, through B's side, or all of a block."""
+    return min(rho * sink.first * source.second, rho * sink.second * source.first, source.live, sink.live)

@@ -1,0 +1,98 @@
+"""What a structure is, by numbers: omega, psi and nu of a theta, cost and rank of a layer, the name of its family.
+
+Formulas: 2410.02117, section 4 (taxonomy) with the rank exponent as a minimum over both cuts, which the published
+formula is only for canonical theta. Counting: one MAC is one multiply-add; the papers call forward MACs "FLOPs".
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from einlayers.dims import Dims, Policy, resolve
+from einlayers.rank import generic_rank
+from einlayers.theta import Theta
+
+Family = Literal["dense", "low-rank", "kronecker", "tensor-train", "monarch", "btt", "einsum"]
+Order = Literal["A_first", "B_first", "dense"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taxonomy:
+    """The coordinates of a structure: params = d**(1+nu-omega), MACs = d**(1+nu), rank = d**psi.
+
+    ``omega`` parameter sharing (0: none), ``psi`` rank exponent (1: full), ``nu`` compute intensity (1: as dense).
+    """
+
+    omega: float
+    psi: float
+    nu: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one layer costs: parameters without bias, forward MACs per input row, and the width between the factors."""
+
+    params: int
+    macs: int
+    intermediate: int
+    order: Order
+
+
+def taxonomy(theta: Theta) -> Taxonomy:
+    """omega, psi and nu of the operator family of ``theta``, in its cheaper contraction order (2410.02117, section 4)."""
+    canonical = theta.canonical().normalised()
+    a_cut = 2 + canonical.rho - canonical.alpha - canonical.epsilon
+    b_cut = 2 + canonical.rho - canonical.beta - canonical.delta
+    kept = min(canonical.alpha, canonical.epsilon)
+    shared = min(canonical.alpha + canonical.delta, canonical.beta + canonical.epsilon) - kept
+    # Rounding clears the float noise of 1/3 and the like, so that omega = 0 can be asked for in SQL.
+    return Taxonomy(
+        omega=max(0.0, round(shared, 12)),
+        psi=min(1.0, round(min(a_cut, b_cut), 12)),
+        nu=round(1 + canonical.rho - kept, 12),
+    )
+
+
+def cost(dims: Dims) -> Cost:
+    """Parameters and MACs of the two-factor einsum with these axes, contracted in the cheaper order."""
+    a = dims.phi * dims.delta * dims.rho * dims.gamma * dims.alpha
+    b = dims.phi * dims.epsilon * dims.rho * dims.gamma * dims.beta
+    a_first = a * dims.beta + b * dims.delta
+    b_first = b * dims.alpha + a * dims.epsilon
+    if a_first <= b_first:
+        inner = dims.phi * dims.delta * dims.rho * dims.gamma * dims.beta
+        return Cost(params=a + b, macs=a_first, intermediate=inner, order="A_first")
+    inner = dims.phi * dims.epsilon * dims.rho * dims.gamma * dims.alpha
+    return Cost(params=a + b, macs=b_first, intermediate=inner, order="B_first")
+
+
+def layer_cost(theta: Theta, d_in: int, d_out: int, policy: Policy = "exact") -> Cost:
+    """The cost of the layer that is built for ``theta``: one matrix where theta is dense, else ``cost`` of its dims."""
+    if is_dense(theta):
+        return Cost(params=d_in * d_out, macs=d_in * d_out, intermediate=0, order="dense")
+    return cost(resolve(theta, d_in, d_out, policy))
+
+
+def rank_bound(dims: Dims) -> int:
+    """The generic rank of the map between the requested widths; padding and cropping lower it (see ``einlayers.rank``)."""
+    return generic_rank(dims.axes, dims.d_in, dims.d_out)
+
+
+def is_dense(theta: Theta) -> bool:
+    """Whether one factor alone already holds every axis, so that the other adds parameters but no matrices."""
+    return max(theta.beta, theta.epsilon) < 1e-9 or max(theta.alpha, theta.delta) < 1e-9
+
+
+def classify(theta: Theta) -> Family:
+    """The name of the family that ``theta`` belongs to; "einsum" where it has none (2410.02117, section 3)."""
+    canonical = theta.canonical().normalised()
+    if is_dense(canonical):
+        return "dense"
+    if min(canonical.alpha, canonical.epsilon) > 1 - 1e-9:
+        return "low-rank"
+    if max(canonical.gamma, canonical.phi) < 1e-9:
+        return "kronecker" if canonical.rho < 1e-9 else "tensor-train"
+    if max(canonical.beta, canonical.delta) < 1e-9:
+        # Block-diagonal dense blocks on both sides: alpha = epsilon, and rho is what fills the blocks (2204.00595, 3.1).
+        square = abs(canonical.alpha - canonical.epsilon) < 1e-9
+        return "monarch" if square and abs(canonical.rho - (2 * canonical.alpha - 1)) < 1e-9 else "btt"
+    return "einsum"

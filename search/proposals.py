@@ -1,0 +1,95 @@
+"""The decision what to try next, as a function of the search's spec and its history.
+
+Proposal n is a known design while there are seeds left, then what the sampler says; it keeps the constraints and is no
+structure that the search has already. Its randomness is H(search seed, n), so it can be recomputed at any time.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from einlayers.theta import NAMED, Theta
+from search.samplers.base import Observation, Sampler
+from search.space import SUBSPACES, Unit
+from search.spec import SearchSpec
+from search.states import TrialState
+from search.structure import Structure, structure_of
+
+_TRIES = 200
+"""How many points of one sampler may be refused in a row before the space counts as exhausted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastTrial:
+    """A trial as the next proposal sees it; the history lists them in order of their number."""
+
+    theta: Theta
+    digest: str
+    state: TrialState
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """A structure to train, which replicate of it this is, the seed of its training, and how many ends it has seen."""
+
+    number: int
+    replicate: int
+    structure: Structure
+    seed: int
+    history_size: int
+
+
+MakeSampler = Callable[[], Sampler]
+
+
+def propose(spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler) -> Proposal | None:
+    """The next proposal, number ``len(history)``; None where nothing new is left to try within the constraints."""
+    number = len(history)
+    replicate = number % spec.replicates
+    if replicate:
+        structure: Structure | None = structure_of(history[number - replicate].theta, spec.proxy)
+    else:
+        structure = _next_structure(spec, history, make_sampler)
+    if structure is None:
+        return None
+    return Proposal(
+        number=number,
+        replicate=replicate,
+        structure=structure,
+        seed=derive_seed(spec.sampler.seed, "training", number),
+        history_size=sum(past.state.is_final for past in history),
+    )
+
+
+def derive_seed(seed: int, purpose: str, *numbers: int) -> int:
+    """H(seed, purpose, numbers), a non-negative integer below 2**63."""
+    text = " ".join([str(seed), purpose, *map(str, numbers)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+
+
+def _next_structure(spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler) -> Structure | None:
+    known = {past.digest for past in history}
+    for name in spec.space.seeds:
+        structure = structure_of(NAMED[name], spec.proxy)
+        if structure.digest not in known:
+            return structure
+    subspace = SUBSPACES[spec.space.subspace]
+    sampler = make_sampler()
+    observed, pending = _seen(spec, history)
+    for attempt in range(_TRIES):
+        seed = derive_seed(spec.sampler.seed, "proposal", len(history), attempt)
+        unit = sampler.ask(observed, pending, subspace.num_coordinates, seed)
+        structure = structure_of(subspace.to_theta(unit), spec.proxy)
+        if structure.digest not in known and spec.space.constraints.allow(structure.taxonomy, structure.cost):
+            return structure
+    return None
+
+
+def _seen(spec: SearchSpec, history: Sequence[PastTrial]) -> tuple[list[Observation], list[Unit]]:
+    """The history in the sampler's coordinates, without designs from outside of the subspace."""
+    subspace = SUBSPACES[spec.space.subspace]
+    placed = [(past, subspace.to_unit(past.theta)) for past in history]
+    observed = [Observation(unit=unit, loss=past.loss) for past, unit in placed if unit and past.state.is_final]
+    pending = [unit for past, unit in placed if unit and not past.state.is_final]
+    return observed, pending

@@ -1,0 +1,23 @@
+"""The contract of every sampler: history in, a point of the unit cube out; the same arguments give the same point."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from search.space import Unit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """A point that was tried: its loss, or None where training it gave no loss (infeasible, failed)."""
+
+    unit: Unit
+    loss: float | None
+
+
+class Sampler(Protocol):
+    """Proposes points. Keeps nothing between calls: what it knows is what it is given."""
+
+    def ask(self, observed: Sequence[Observation], pending: Sequence[Unit], num_coordinates: int, seed: int) -> Unit:
+        """The next point, of ``num_coordinates`` in [0, 1], given what was observed and what is still being tried."""
+        ...

@@ -1,0 +1,65 @@
+"""Optuna's samplers through ask and tell, on an in-memory study that is rebuilt from our history for every ask.
+
+Rebuilding costs milliseconds and buys that a proposal depends on nothing but its arguments: it survives restarts and can
+be recomputed. Optuna's own storage is not used: our tables are the truth.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from search.samplers.base import Observation
+from search.space import Unit
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC).replace(tzinfo=None)
+
+
+class OptunaBacked:
+    """Any Optuna sampler, made anew from a seed for every ask."""
+
+    def __init__(self, make: Callable[[int], BaseSampler]) -> None:
+        self._make = make
+
+    def ask(self, observed: Sequence[Observation], pending: Sequence[Unit], num_coordinates: int, seed: int) -> Unit:
+        """The next point; see ``Sampler.ask``."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        space: dict[str, BaseDistribution] = {f"u{i}": FloatDistribution(0, 1) for i in range(num_coordinates)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study = optuna.create_study(sampler=self._make(seed % 2**32))
+            study.add_trials([_frozen(i, o.unit, space, o.loss) for i, o in enumerate(observed)])
+            study.add_trials([_running(len(observed) + i, unit, space) for i, unit in enumerate(pending)])
+            params = study.ask(fixed_distributions=space).params
+        return tuple(float(params[name]) for name in space)
+
+
+def _frozen(number: int, unit: Unit, space: dict[str, BaseDistribution], loss: float | None) -> FrozenTrial:
+    # A point without a loss is told as pruned before its first report, which Optuna ranks below every finished point.
+    return _trial(number, unit, space, TrialState.PRUNED if loss is None else TrialState.COMPLETE, loss)
+
+
+def _running(number: int, unit: Unit, space: dict[str, BaseDistribution]) -> FrozenTrial:
+    return _trial(number, unit, space, TrialState.RUNNING, None)
+
+
+def _trial(
+    number: int, unit: Unit, space: dict[str, BaseDistribution], state: TrialState, value: float | None
+) -> FrozenTrial:
+    return FrozenTrial(
+        number=number,
+        trial_id=number,
+        state=state,
+        value=value,
+        datetime_start=_EPOCH,
+        datetime_complete=_EPOCH if state.is_finished() else None,
+        params=dict(zip(space, unit, strict=True)),
+        distributions=space,
+        user_attrs={},
+        system_attrs={},
+        intermediate_values={},
+    )

@@ -1,0 +1,198 @@
+"""What a user asks for: the search, as frozen values that cannot be built wrong and that are their own JSON schema."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Discriminator
+
+from einlayers.errors import FieldError
+from einlayers.taxonomy import Taxonomy
+from einlayers.theta import NAMED
+from search.checks import check_number, check_whole
+from search.proxies import CharLM, ModelCost, ProxySpec
+from search.space import SUBSPACES
+
+SubspaceName = Literal["full", "btt", "low-rank", "tensor-train"]
+SeedName = Literal["dense", "low-rank", "kronecker", "tensor-train", "monarch", "btt"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraints:
+    """Bounds that a proposed structure must keep, checked before any training; the seeds are exempt.
+
+    Raises:
+        FieldError: a bound is not a finite number in its range, or a lower bound exceeds its upper bound.
+    """
+
+    omega_min: float | None = None
+    omega_max: float | None = None
+    psi_min: float | None = None
+    psi_max: float | None = None
+    nu_min: float | None = None
+    nu_max: float | None = None
+    params_min: float | None = None
+    params_max: float | None = None
+    macs_min: float | None = None
+    macs_max: float | None = None
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        for metric, limit in (("omega", 2.0), ("psi", 1.0), ("nu", 2.0), ("params", 1e15), ("macs", 1e15)):
+            low, high = getattr(self, f"{metric}_min"), getattr(self, f"{metric}_max")
+            for name, bound in ((f"{metric}_min", low), (f"{metric}_max", high)):
+                if bound is not None:
+                    check_number(name, bound, 0, limit)
+            if low is not None and high is not None and low > high:
+                raise FieldError(f"{metric}_max", expected=f"at least {metric}_min, which is {low:g}", got=high)
+
+    def allow(self, taxonomy: Taxonomy, cost: ModelCost) -> bool:
+        """Whether a structure with these coordinates and this cost keeps every bound."""
+        values = {
+            "omega": taxonomy.omega,
+            "psi": taxonomy.psi,
+            "nu": taxonomy.nu,
+            "params": cost.params,
+            "macs": cost.macs,
+        }
+        return all(
+            (low is None or value >= low) and (high is None or value <= high)
+            for metric, value in values.items()
+            for low, high in [(getattr(self, f"{metric}_min"), getattr(self, f"{metric}_max"))]
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """Where to look: a subspace, bounds within it, and known designs to try first."""
+
+    subspace: SubspaceName = "full"
+    constraints: Constraints = field(default_factory=Constraints)
+    seeds: tuple[SeedName, ...] = ()
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        if self.subspace not in SUBSPACES:
+            raise FieldError("subspace", expected=f"one of {', '.join(SUBSPACES)}", got=self.subspace)
+        for name in self.seeds:
+            if name not in NAMED:
+                raise FieldError("seeds", expected=f"names from {', '.join(NAMED)}", got=name)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise FieldError("seeds", expected="every design once", got=self.seeds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tpe:
+    """Tree-structured Parzen estimator: uniform at first, then where good structures were found."""
+
+    kind: Literal["tpe"] = "tpe"
+    seed: int = 0
+    startup_trials: int = 10
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        _check_seed(self.seed)
+        check_whole("startup_trials", self.startup_trials, 1, 100_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Random:
+    """Uniform over the subspace: the baseline that every sampler has to beat."""
+
+    kind: Literal["random"] = "random"
+    seed: int = 0
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        _check_seed(self.seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoPruner:
+    """Every trial trains to the end."""
+
+    kind: Literal["none"] = "none"
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What makes a structure better: a lower held-out loss of its averaged weights, in nats."""
+
+    metric: Literal["loss"] = "loss"
+    direction: Literal["minimize"] = "minimize"
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """When a search ends: after exactly ``max_trials`` trials."""
+
+    max_trials: int
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        check_whole("max_trials", self.max_trials, 1, 100_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What one running trial holds of the cluster; below 1 a GPU is shared."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        check_number("cpus", self.cpus, 0, 1024)
+        check_number("gpus", self.gpus, 0, 64)
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise FieldError("gpus", expected="a share of one GPU (0 to 1) or a whole number", got=self.gpus)
+        if self.cpus == 0 and self.gpus == 0:
+            raise FieldError("cpus", expected="a positive share of a CPU or a GPU", got=self.cpus)
+
+
+SamplerSpec = Annotated[Tpe | Random, Discriminator("kind")]
+PrunerSpec = NoPruner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSpec:
+    """A search: how structures are judged, where they come from, how many, how they run.
+
+    Raises:
+        FieldError: a value is outside its range.
+    """
+
+    name: str
+    budget: Budget
+    proxy: ProxySpec = field(default_factory=CharLM)
+    space: Space = field(default_factory=Space)
+    sampler: SamplerSpec = field(default_factory=Tpe)
+    pruner: PrunerSpec = field(default_factory=NoPruner)
+    objectives: tuple[Objective, ...] = (Objective(),)
+    replicates: int = 1
+    concurrency: int = 2
+    resources: Resources = field(default_factory=Resources)
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        # Printable text also keeps out NUL and lone surrogates, which databases and UTF-8 refuse.
+        if not 1 <= len(self.name) <= 200 or not self.name.isprintable():
+            raise FieldError("name", expected="1 to 200 printable characters", got=self.name[:300])
+        if len(self.objectives) != 1:
+            raise FieldError("objectives", expected="exactly one objective", got=f"{len(self.objectives)} objectives")
+        check_whole("replicates", self.replicates, 1, 100)
+        check_whole("concurrency", self.concurrency, 1, 1024)
+
+
+def _check_seed(seed: int) -> None:
+    check_whole("seed", seed, 0, 2**63 - 1)

@@ -1,0 +1,91 @@
+"""The state machines of searches, trials and attempts, written down once, as data."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Self
+
+
+class IllegalTransition(ValueError):
+    """A resource was asked to enter a state that its current state does not lead to."""
+
+    def __init__(self, current: "State", new: "State") -> None:
+        self.current = current
+        self.new = new
+        legal = ", ".join(sorted(current.successors())) or "nothing: it is final"
+        super().__init__(f"{current} does not lead to {new}; it leads to {legal}")
+
+
+class State(StrEnum):
+    """A state that knows its successors."""
+
+    def successors(self) -> frozenset[Self]:
+        """The states that may follow this one."""
+        return _TRANSITIONS.get(self, frozenset())  # type: ignore[return-value]  # a machine's successors are its own states
+
+    def to(self, new: Self) -> Self:
+        """The new state, if it may follow this one.
+
+        Raises:
+            IllegalTransition: it may not.
+        """
+        if new not in self.successors():
+            raise IllegalTransition(self, new)
+        return new
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing follows."""
+        return not self.successors()
+
+
+class SearchState(State):
+    """A search waits, runs or pauses, stops for a reason, and ends."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
+    STOPPING = "STOPPING"
+    COMPLETED = "COMPLETED"
+    CANCELLED = "CANCELLED"
+    FAILED = "FAILED"
+
+
+class TrialState(State):
+    """A trial is proposed, runs (again, when its attempt was lost), and ends once."""
+
+    PROPOSED = "PROPOSED"
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    PRUNED = "PRUNED"
+    INFEASIBLE = "INFEASIBLE"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+class AttemptState(State):
+    """One run of a trial on one slot: it ended with an outcome, was lost with its slot, or was cancelled."""
+
+    RUNNING = "RUNNING"
+    ENDED = "ENDED"
+    LOST = "LOST"
+    CANCELLED = "CANCELLED"
+
+
+_TRANSITIONS: Mapping[State, frozenset[State]] = {
+    SearchState.QUEUED: frozenset({SearchState.RUNNING, SearchState.PAUSED, SearchState.STOPPING}),
+    SearchState.RUNNING: frozenset({SearchState.PAUSED, SearchState.STOPPING}),
+    SearchState.PAUSED: frozenset({SearchState.RUNNING, SearchState.STOPPING}),
+    SearchState.STOPPING: frozenset({SearchState.COMPLETED, SearchState.CANCELLED, SearchState.FAILED}),
+    TrialState.PROPOSED: frozenset({TrialState.RUNNING, TrialState.CANCELLED, TrialState.FAILED}),
+    TrialState.RUNNING: frozenset(
+        {
+            TrialState.PROPOSED,
+            TrialState.COMPLETED,
+            TrialState.PRUNED,
+            TrialState.INFEASIBLE,
+            TrialState.FAILED,
+            TrialState.CANCELLED,
+        }
+    ),
+    AttemptState.RUNNING: frozenset({AttemptState.ENDED, AttemptState.LOST, AttemptState.CANCELLED}),
+}

@@ -1,0 +1,80 @@
+"""What crosses the border to a worker and back: a ``TrialSpec`` out, ``Report``s on the way, one ``Outcome`` last."""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from einlayers.errors import FieldError
+from einlayers.theta import Theta
+from search.checks import check_whole
+from search.proxies import ProxySpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialSpec:
+    """One training run: this structure, at this width, on this proxy, from this seed."""
+
+    theta: Theta
+    proxy: ProxySpec
+    width: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        check_whole("width", self.width, 1, 2**20)
+        check_whole("seed", self.seed, 0, 2**63 - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """A point of the learning curve: held-out loss, nats per token, of the averaged weights after so much training."""
+
+    step: int
+    tokens: int
+    train_flops: float
+    loss: float
+
+
+class OutcomeKind(StrEnum):
+    """How a training run ended."""
+
+    COMPLETED = "COMPLETED"
+    INFEASIBLE = "INFEASIBLE"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The end of a training run: a finite loss, or the reason why there is none; its curve; its time in seconds."""
+
+    kind: OutcomeKind
+    loss: float | None = None
+    reason: str | None = None
+    curve: tuple[Report, ...] = ()
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.kind is OutcomeKind.COMPLETED) != (self.loss is not None and math.isfinite(self.loss)):
+            raise FieldError("loss", expected="a finite loss if and only if the run completed", got=self.loss)
+        if (self.kind is OutcomeKind.COMPLETED) == bool(self.reason):
+            raise FieldError("reason", expected="a reason if and only if the run did not complete", got=self.reason)
+
+    @classmethod
+    def completed(cls, *, loss: float, curve: tuple[Report, ...] = (), seconds: float = 0.0) -> "Outcome":
+        """The run reached its budget with this loss."""
+        return cls(kind=OutcomeKind.COMPLETED, loss=loss, curve=curve, seconds=seconds)
+
+    @classmethod
+    def infeasible(cls, reason: str, *, curve: tuple[Report, ...] = (), seconds: float = 0.0) -> "Outcome":
+        """The structure cannot be trained this way: a result about the structure, not a fault."""
+        return cls(kind=OutcomeKind.INFEASIBLE, reason=reason, curve=curve, seconds=seconds)
+
+    @classmethod
+    def failed(cls, reason: str) -> "Outcome":
+        """The code raised: ``reason`` is the traceback."""
+        return cls(kind=OutcomeKind.FAILED, reason=reason)
+
+    @classmethod
+    def cancelled(cls, *, curve: tuple[Report, ...] = (), seconds: float = 0.0) -> "Outcome":
+        """The run was told to stop."""
+        return cls(kind=OutcomeKind.CANCELLED, reason="stopped on request", curve=curve, seconds=seconds)
