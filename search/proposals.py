@@ -5,18 +5,21 @@ structure that the search has already. Its randomness is H(search seed, n), so i
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from einlayers.theta import NAMED, Theta
 from search.samplers.base import Observation, Sampler
-from search.space import SUBSPACES, Unit
+from search.space import SUBSPACES, Subspace, Unit
 from search.spec import SearchSpec
 from search.states import TrialState
 from search.structure import Structure, structure_of
 
-_TRIES = 200
-"""How many points of one sampler may be refused in a row before the space counts as exhausted."""
+_SAMPLER_TRIES = 20
+_UNIFORM_TRIES = 200
+"""How many points may be refused in a row: first the sampler's, which may insist on what is known already, then points
+drawn uniformly. When these are all refused too, the space counts as exhausted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +78,26 @@ def _next_structure(spec: SearchSpec, history: Sequence[PastTrial], make_sampler
         if structure.digest not in known:
             return structure
     subspace = SUBSPACES[spec.space.subspace]
-    sampler = make_sampler()
-    observed, pending = _seen(spec, history)
-    for attempt in range(_TRIES):
-        seed = derive_seed(spec.sampler.seed, "proposal", len(history), attempt)
-        unit = sampler.ask(observed, pending, subspace.num_coordinates, seed)
+    for unit in _units(spec, history, subspace, make_sampler):
         structure = structure_of(subspace.to_theta(unit), spec.proxy)
         if structure.digest not in known and spec.space.constraints.allow(structure.taxonomy, structure.cost):
             return structure
     return None
+
+
+def _units(
+    spec: SearchSpec, history: Sequence[PastTrial], subspace: Subspace, make_sampler: MakeSampler
+) -> Iterator[Unit]:
+    """Points to try for one proposal, in order; each from a seed of its own."""
+    sampler = make_sampler()
+    observed, pending = _seen(spec, history)
+    for attempt in range(_SAMPLER_TRIES + _UNIFORM_TRIES):
+        seed = derive_seed(spec.sampler.seed, "proposal", len(history), attempt)
+        if attempt < _SAMPLER_TRIES:
+            yield sampler.ask(observed, pending, subspace.num_coordinates, seed)
+        else:
+            uniform = random.Random(seed)
+            yield tuple(uniform.random() for _ in range(subspace.num_coordinates))
 
 
 def _seen(spec: SearchSpec, history: Sequence[PastTrial]) -> tuple[list[Observation], list[Unit]]:

@@ -73,7 +73,7 @@ class CharLM:
     """
 
     kind: Literal["char_lm"] = "char_lm"
-    dense_width: int = 32
+    dense_width: int = 24
     width: int | None = None
     depth: int = 2
     num_heads: int = 4

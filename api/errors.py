@@ -1,0 +1,138 @@
+"""Every refusal as RFC 9457 ``application/problem+json``: a stable type and code, and pointers to the fields at fault."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+
+from service.errors import FieldProblem, InvalidValue, ServiceError
+
+MEDIA_TYPE = "application/problem+json"
+
+logger = logging.getLogger(__name__)
+
+
+class FieldError(BaseModel):
+    """A value at fault: where it stands (a JSON pointer into the body, or the name of a parameter), what was expected."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """Why a request was refused (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: Sequence[FieldError] = ()
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The documentation of these refusals for an endpoint."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status in statuses
+    }
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Render every error of ``app`` as a problem."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(OperationalError, _database_error)
+    app.add_exception_handler(Exception, _unexpected_error)
+
+
+def _problem(
+    status: int,
+    code: str,
+    detail: str,
+    problems: Sequence[FieldProblem] = (),
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    problem = Problem(
+        type=f"urn:einsearch:problem:{code}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        code=code,
+        detail=detail,
+        errors=[FieldError(pointer=problem.pointer, detail=problem.detail) for problem in problems],
+    )
+    return JSONResponse(problem.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+async def _service_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ServiceError)
+    problems = error.problems if isinstance(error, InvalidValue) else ()
+    return _problem(error.status_code, error.code, str(error), problems)
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    if any(problem["type"] == "json_invalid" for problem in found):
+        reason = found[0].get("ctx", {}).get("error", "it is not JSON")
+        return _problem(400, "malformed_body", f"the body is not valid JSON: {reason}")
+    if any(problem["loc"][0] == "path" for problem in found):
+        return _problem(404, "not_found", f"there is nothing at {request.url.path[:200]!r}: ids look otherwise")
+    return _problem(422, "invalid_value", _summary(found), [_field_problem(problem) for problem in found])
+
+
+async def _http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = HTTPStatus(error.status_code).name.lower()
+    return _problem(error.status_code, code, str(error.detail), headers=error.headers)
+
+
+async def _database_error(request: Request, error: Exception) -> JSONResponse:
+    logger.error("the database does not answer", exc_info=error)
+    detail = "the database does not answer; try again in a few seconds"
+    return _problem(503, "database_unavailable", detail, headers={"Retry-After": "5"})
+
+
+async def _unexpected_error(request: Request, error: Exception) -> JSONResponse:
+    return _problem(500, "internal_error", "a fault of the service; its log has the details")
+
+
+def _field_problem(problem: Mapping[str, Any]) -> FieldProblem:
+    """Our own errors say what was expected and what came; pydantic's say the first, and we add the second."""
+    cause = problem.get("ctx", {}).get("error")
+    location = list(problem["loc"])
+    where = "" if location and location[0] == "body" else "?"
+    # The members of a tagged union are named in pydantic's location but do not occur in the document.
+    path = [str(part) for part in location[1:] if part not in _UNION_TAGS]
+    if isinstance(cause, ValueError) and hasattr(cause, "field"):
+        return FieldProblem(_pointer(where, [*path, cause.field]), str(cause))
+    came = "" if problem["type"] == "missing" else f", got {_shortened(problem.get('input'))}"
+    return FieldProblem(_pointer(where, path), f"{problem['msg']}{came}")
+
+
+_UNION_TAGS = frozenset({"tpe", "random", "stdlib", "file"})
+
+
+def _pointer(where: str, path: Sequence[str]) -> str:
+    if where:
+        return where + ".".join(path)
+    return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path)
+
+
+def _shortened(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _summary(found: Sequence[Mapping[str, Any]]) -> str:
+    values = "one value" if len(found) == 1 else f"{len(found)} values"
+    return f"the request holds {values} that cannot be accepted; see errors"

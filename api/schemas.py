@@ -1,0 +1,225 @@
+"""What the API answers, field by field. What it accepts are the value types themselves (``SearchSpec``, ``Theta``)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from einlayers.dims import Dims, Policy
+from einlayers.scaling import FactorRules
+from einlayers.taxonomy import Cost, Family, Taxonomy
+from einlayers.theta import Theta
+from search.proxies import ModelCost, ProxySpec
+from search.spec import SearchSpec
+from search.states import AttemptState, SearchState, TrialState
+from service.models import StopReason, Trial
+from service.repositories import Page, RankedStructure
+from service.searches import SearchDetail
+
+
+class Schema(BaseModel):
+    """An answer, built from the attributes of a row or of a value."""
+
+    model_config = ConfigDict(from_attributes=True, frozen=True)
+
+
+Item = TypeVar("Item", bound=Schema)
+
+
+class ListOf(Schema, Generic[Item]):
+    """One page of a list; ``next_page_token`` asks for the next one, null says that this is the last."""
+
+    items: Sequence[Item]
+    next_page_token: str | None
+
+
+class ProgressResource(Schema):
+    """How far a search is."""
+
+    max_trials: int
+    finished: int
+    counts: Mapping[TrialState, int]
+    best_loss: float | None
+
+
+class SearchResource(Schema):
+    """A search as it was asked for, and where it stands. Times are UTC."""
+
+    id: str
+    name: str
+    state: SearchState
+    reason: StopReason | None
+    waiting_for: str | None
+    progress: ProgressResource
+    spec: SearchSpec
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, detail: SearchDetail) -> "SearchResource":
+        """The answer for a search."""
+        columns = {name: getattr(detail.search, name) for name in cls.model_fields if name != "progress"}
+        return cls(**columns, progress=ProgressResource.model_validate(detail.progress))
+
+
+class AttemptResource(Schema):
+    """One run of a trial on one slot; ``seconds`` of wall-clock time."""
+
+    number: int
+    state: AttemptState
+    slot: str
+    reason: str | None
+    seconds: float | None
+    started_at: datetime
+    finished_at: datetime | None
+
+
+class TrialResource(Schema):
+    """A structure, trained once from one seed. ``macs`` per token, forward; ``loss`` in nats per token, held out."""
+
+    id: str
+    search_id: str
+    number: int
+    replicate: int
+    state: TrialState
+    reason: str | None
+    family: Family
+    theta: Theta
+    width: int
+    dims: Mapping[str, Dims]
+    omega: float
+    psi: float
+    nu: float
+    params: int
+    macs: int
+    train_flops: float
+    seed: int
+    history_size: int
+    loss: float | None
+    attempts: Sequence[AttemptResource]
+    created_at: datetime
+    finished_at: datetime | None
+
+
+class StructureResource(TrialResource):
+    """A trial among those of all searches, with the proxy that makes its loss comparable, or not, to another's."""
+
+    proxy: ProxySpec
+
+    @classmethod
+    def of(cls, trial: Trial) -> "StructureResource":
+        """The answer for a trial that was read with its search."""
+        return cls(**TrialResource.model_validate(trial).__dict__, proxy=trial.search.spec.proxy)
+
+
+class MeasurementResource(Schema):
+    """A point of the learning curve: the held-out loss, in nats per token, after so much training."""
+
+    step: int
+    tokens: int
+    train_flops: float
+    loss: float
+
+
+class ReplicateResource(Schema):
+    """One of the seeds that a structure was trained from."""
+
+    trial_id: str
+    seed: int
+    loss: float
+
+
+class RankedResource(Schema):
+    """A structure of a search: the mean loss over its replicates, their standard deviation (null for one), each seed."""
+
+    rank: int
+    loss: float
+    loss_sd: float | None
+    replicates: Sequence[ReplicateResource]
+    trial: TrialResource
+
+    @classmethod
+    def of(cls, rank: int, ranked: RankedStructure) -> "RankedResource":
+        """The answer for a structure at this place of the ranking, counted from 1."""
+        return cls(
+            rank=rank,
+            loss=ranked.loss,
+            loss_sd=ranked.loss_sd,
+            replicates=[
+                ReplicateResource(trial_id=trial.id, seed=trial.seed, loss=trial.loss)
+                for trial in ranked.replicates
+                if trial.loss is not None
+            ],
+            trial=TrialResource.model_validate(ranked.trial),
+        )
+
+
+class BestResource(Schema):
+    """The best structures of a search, best first."""
+
+    items: Sequence[RankedResource]
+
+
+class StructureEstimate(Schema):
+    """A known design on the proxy of a search, before training."""
+
+    theta: Theta
+    family: Family
+    taxonomy: Taxonomy
+    width: int
+    cost: ModelCost
+
+
+class EstimateResource(Schema):
+    """What a search would cost in training FLOPs, its dense baseline, and its seeds."""
+
+    train_flops: float
+    max_trials: int
+    baseline: StructureEstimate
+    seeds: Sequence[StructureEstimate]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DescribeRequest:
+    """A structure and the layer that it is to be."""
+
+    theta: Theta
+    d_in: int
+    d_out: int
+    policy: Policy = "exact"
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+class DescriptionResource(Schema):
+    """All that follows from a structure and two widths."""
+
+    theta: Theta
+    canonical: Theta
+    family: Family
+    taxonomy: Taxonomy
+    dims: Dims
+    padding_in: float
+    padding_out: float
+    rank: int
+    cost: Cost
+    dense_params: int
+    rules: FactorRules
+    einsum: str
+
+
+class Health(Schema):
+    """Whether the service does its part."""
+
+    status: Literal["ok", "unavailable"]
+    checks: Mapping[str, str]
+
+
+def page_of(page: Page[Trial], schema: type[Item]) -> "ListOf[Item]":
+    """A page of rows as an answer."""
+    return ListOf[schema](  # type: ignore[valid-type]
+        items=[schema.model_validate(row) for row in page.items], next_page_token=page.next_token
+    )

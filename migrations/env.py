@@ -1,0 +1,21 @@
+"""Runs the migrations on one connection."""
+
+from alembic import context
+from sqlalchemy import create_engine
+
+from service.models import Base
+from service.settings import Settings
+
+
+def run() -> None:
+    """Migrate the database that was configured, or the one of the environment when alembic itself is called."""
+    engine = create_engine(context.config.attributes.get("url") or Settings().database)
+    with engine.connect() as connection:
+        # SQLite cannot alter a table in place; batch mode copies it.
+        context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=True)
+        with context.begin_transaction():
+            context.run_migrations()
+    engine.dispose()
+
+
+run()

@@ -1,0 +1,47 @@
+"""Column types: our value objects as JSON, and times that know their zone."""
+
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+from sqlalchemy import JSON, DateTime, Dialect
+from sqlalchemy.types import TypeDecorator
+
+T = TypeVar("T")
+
+
+class AsJSON(TypeDecorator[T]):
+    """A value object, written as the JSON that the API speaks and read back through its own constructor."""
+
+    impl = JSON
+    cache_ok = True
+
+    def __init__(self, value_type: type[T]) -> None:
+        super().__init__()
+        self.value_type = value_type
+        self._adapter = TypeAdapter(value_type)
+
+    def process_bind_param(self, value: T | None, dialect: Dialect) -> Any:
+        """The JSON of a value."""
+        return None if value is None else self._adapter.dump_python(value, mode="json")
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> T | None:
+        """The value of its JSON."""
+        return None if value is None else self._adapter.validate_python(value)
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """A point in time; SQLite forgets the zone, so it is always UTC there."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """UTC, whatever zone came."""
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """UTC, with its zone."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)

@@ -1,0 +1,108 @@
+"""A small GPT for characters, one readable file: pre-LN blocks, learned positions, per-head qk-LayerNorm, no biases.
+
+Follows the character GPT of 2410.02117 (appendix): muP attention scale, untied zero-initialised dense head, zero-initialised
+last layer of every residual branch, and every linear layer but the head made by a factory.
+"""
+
+# B batch, T tokens, D width, H heads, K width per head, V vocabulary
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from einlayers.scaling import dense_init_std
+
+BASE_HEAD_WIDTH = 8
+"""The width per head at which muP's attention scale 1/d_head meets the usual 1/sqrt(d_head)."""
+
+
+class LinearFactory(Protocol):
+    """Makes one linear layer without bias; ``zero_init`` asks for a layer that starts as the zero map."""
+
+    def __call__(self, d_in: int, d_out: int, *, zero_init: bool = False) -> nn.Module: ...
+
+
+def dense_linear(d_in: int, d_out: int, *, zero_init: bool = False) -> nn.Linear:
+    """One matrix at muP's initial scale, or zero."""
+    layer = nn.Linear(d_in, d_out, bias=False)
+    nn.init.zeros_(layer.weight) if zero_init else nn.init.normal_(layer.weight, std=dense_init_std(d_in, d_out))
+    return layer
+
+
+class Attention(nn.Module):
+    """Causal self-attention with LayerNorm on the queries and keys of each head."""
+
+    def __init__(self, width: int, num_heads: int, linear: LinearFactory) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        head_width = width // num_heads
+        self.scale = math.sqrt(BASE_HEAD_WIDTH) / head_width
+        self.query = linear(width, width)
+        self.key = linear(width, width)
+        self.value = linear(width, width)
+        self.output = linear(width, width, zero_init=True)
+        self.query_norm = nn.LayerNorm(head_width, bias=False)
+        self.key_norm = nn.LayerNorm(head_width, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Mix ``(B, T, D)`` along T."""
+        q_BHTK = self.query_norm(self._split(self.query(x_BTD)))
+        k_BHTK = self.key_norm(self._split(self.key(x_BTD)))
+        v_BHTK = self._split(self.value(x_BTD))
+        y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, scale=self.scale)
+        out: Tensor = self.output(y_BHTK.transpose(1, 2).flatten(2))
+        return out
+
+    def _split(self, x_BTD: Tensor) -> Tensor:
+        B, T, D = x_BTD.shape
+        return x_BTD.view(B, T, self.num_heads, D // self.num_heads).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """Attention, then a feed-forward layer of four times the width, each added to the residual stream."""
+
+    def __init__(self, width: int, num_heads: int, linear: LinearFactory) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width, bias=False)
+        self.attention = Attention(width, num_heads, linear)
+        self.feed_forward_norm = nn.LayerNorm(width, bias=False)
+        self.up = linear(width, 4 * width)
+        self.down = linear(4 * width, width, zero_init=True)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Map ``(B, T, D)`` to the same shape."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD))
+        update_BTD: Tensor = self.down(F.gelu(self.up(self.feed_forward_norm(x_BTD))))
+        return x_BTD + update_BTD
+
+
+class GPT(nn.Module):
+    """Next-character logits; ``linear`` makes every linear layer but the head."""
+
+    def __init__(
+        self, *, vocabulary: int, context: int, width: int, depth: int, num_heads: int, linear: LinearFactory
+    ) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocabulary, width)
+        self.position_embedding = nn.Embedding(context, width)
+        self.blocks = nn.ModuleList(Block(width, num_heads, linear) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.head = dense_linear(width, vocabulary, zero_init=True)
+        nn.init.normal_(self.token_embedding.weight, std=EMBEDDING_STD)
+        nn.init.normal_(self.position_embedding.weight, std=EMBEDDING_STD)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Logits ``(B, T, V)`` of the character after each of ``(B, T)``."""
+        positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        x_BTD = self.token_embedding(tokens_BT) + self.position_embedding(positions_T)
+        for block in self.blocks:
+            x_BTD = block(x_BTD)
+        logits_BTV: Tensor = self.head(self.norm(x_BTD))
+        return logits_BTV
+
+
+EMBEDDING_STD = 0.02
+"""Embeddings start small against the updates that Adam gives them; muP keeps this scale at every width."""

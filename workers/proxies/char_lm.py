@@ -1,0 +1,83 @@
+"""The character language model proxy: next-character loss on real text (2410.02117, section 5)."""
+
+# B batch, T tokens, V vocabulary
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from search.proxies import CHAR_VOCABULARY
+from search.trial import TrialSpec
+from workers.corpora import load_tokens, require_length
+from workers.models.gpt import GPT
+from workers.training import Batch, Task
+from workers.transfer import linear_factory
+from workers.workspace import Workspace
+
+EVALUATION_TOKENS = 16_384
+"""How many held-out tokens score a model: the same ones, evenly spread, for every trial."""
+
+
+class CharLMProxy:
+    """Trains a GPT on random windows of the training text; evaluates it on fixed windows of the held-out text."""
+
+    def build(self, spec: TrialSpec) -> nn.Module:
+        """The GPT of ``spec``; see ``Proxy.build``."""
+        return GPT(
+            vocabulary=len(CHAR_VOCABULARY),
+            context=spec.proxy.context,
+            width=spec.width,
+            depth=spec.proxy.depth,
+            num_heads=spec.proxy.num_heads,
+            linear=linear_factory(spec.theta),
+        )
+
+    def task(self, spec: TrialSpec, workspace: Workspace, device: torch.device) -> Task:
+        """Windows of the corpus; see ``Proxy.task``."""
+        split = load_tokens(spec.proxy.corpus, workspace)
+        require_length(split, spec.proxy.context)
+        held_out = list(_held_out_batches(split.held_out, spec, device))
+        return Task(
+            batches=_random_batches(split.train, spec, device),
+            loss=next_token_loss,
+            held_out_loss=lambda model: _mean_loss(model, held_out),
+            uninformed_loss=math.log(len(CHAR_VOCABULARY)),
+        )
+
+
+def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """The mean cross entropy, in nats per token, of a batch ``(inputs_BT, targets_BT)``."""
+    inputs_BT, targets_BT = batch
+    return F.cross_entropy(model(inputs_BT).flatten(0, 1), targets_BT.flatten())
+
+
+def _random_batches(tokens: npt.NDArray[np.uint8], spec: TrialSpec, device: torch.device) -> Iterator[Batch]:
+    generator = np.random.default_rng(spec.seed)
+    while True:
+        starts = generator.integers(0, len(tokens) - spec.proxy.context, size=spec.proxy.batch_size)
+        yield _windows(tokens, starts, spec.proxy.context, device)
+
+
+def _held_out_batches(tokens: npt.NDArray[np.uint8], spec: TrialSpec, device: torch.device) -> Iterator[Batch]:
+    context = spec.proxy.context
+    num_windows = max(1, EVALUATION_TOKENS // context)
+    starts = np.linspace(0, len(tokens) - context - 1, num_windows).astype(np.int64)
+    per_batch = max(1, 4096 // context)
+    for first in range(0, num_windows, per_batch):
+        yield _windows(tokens, starts[first : first + per_batch], context, device)
+
+
+def _windows(tokens: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], context: int, device: torch.device) -> Batch:
+    window_BT = tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64)
+    batch = torch.from_numpy(window_BT).to(device)
+    return batch[:, :-1], batch[:, 1:]
+
+
+def _mean_loss(model: nn.Module, batches: list[Batch]) -> float:
+    losses = [(next_token_loss(model, batch).item(), batch[1].numel()) for batch in batches]
+    return math.fsum(loss * count for loss, count in losses) / sum(count for _, count in losses)
