@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
+from einlayers.errors import FieldError
 from service.errors import FieldProblem, InvalidValue, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
@@ -19,7 +20,7 @@ MEDIA_TYPE = "application/problem+json"
 logger = logging.getLogger(__name__)
 
 
-class FieldError(BaseModel):
+class ProblemField(BaseModel):
     """A value at fault: where it stands (a JSON pointer into the body, or the name of a parameter), what was expected."""
 
     pointer: str
@@ -34,7 +35,7 @@ class Problem(BaseModel):
     status: int
     code: str
     detail: str
-    errors: Sequence[FieldError] = ()
+    errors: Sequence[ProblemField] = ()
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -68,7 +69,7 @@ def _problem(
         status=status,
         code=code,
         detail=detail,
-        errors=[FieldError(pointer=problem.pointer, detail=problem.detail) for problem in problems],
+        errors=[ProblemField(pointer=problem.pointer, detail=problem.detail) for problem in problems],
     )
     return JSONResponse(problem.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
@@ -82,12 +83,14 @@ async def _service_error(request: Request, error: Exception) -> JSONResponse:
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
+    if isinstance(error.body, bytes):
+        return _problem(415, "unsupported_media_type", "expected a JSON body with Content-Type: application/json")
     if any(problem["type"] == "json_invalid" for problem in found):
         reason = found[0].get("ctx", {}).get("error", "it is not JSON")
         return _problem(400, "malformed_body", f"the body is not valid JSON: {reason}")
     if any(problem["loc"][0] == "path" for problem in found):
         return _problem(404, "not_found", f"there is nothing at {request.url.path[:200]!r}: ids look otherwise")
-    return _problem(422, "invalid_value", _summary(found), [_field_problem(problem) for problem in found])
+    return _problem(422, "invalid_value", _summary(found), [_field_problem(problem, error.body) for problem in found])
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
@@ -106,25 +109,33 @@ async def _unexpected_error(request: Request, error: Exception) -> JSONResponse:
     return _problem(500, "internal_error", "a fault of the service; its log has the details")
 
 
-def _field_problem(problem: Mapping[str, Any]) -> FieldProblem:
+def _field_problem(problem: Mapping[str, Any], body: object) -> FieldProblem:
     """Our own errors say what was expected and what came; pydantic's say the first, and we add the second."""
+    source, *location = problem["loc"]
+    path = _path_in(body, location) if source == "body" else [str(part) for part in location]
     cause = problem.get("ctx", {}).get("error")
-    location = list(problem["loc"])
-    where = "" if location and location[0] == "body" else "?"
-    # The members of a tagged union are named in pydantic's location but do not occur in the document.
-    path = [str(part) for part in location[1:] if part not in _UNION_TAGS]
-    if isinstance(cause, ValueError) and hasattr(cause, "field"):
-        return FieldProblem(_pointer(where, [*path, cause.field]), str(cause))
-    came = "" if problem["type"] == "missing" else f", got {_shortened(problem.get('input'))}"
-    return FieldProblem(_pointer(where, path), f"{problem['msg']}{came}")
+    if isinstance(cause, FieldError):
+        # A rule over several fields names them all; it stands where the object stands that holds them.
+        path += [cause.field] if cause.field.isidentifier() else []
+        detail = str(cause)
+    else:
+        missing = problem["type"] == "missing"
+        path += [str(location[-1])] if missing and source == "body" else []
+        detail = problem["msg"] if missing else f"{problem['msg']}, got {_shortened(problem.get('input'))}"
+    return FieldProblem(_pointer(path) if source == "body" else f"?{'.'.join(path)}", detail)
 
 
-_UNION_TAGS = frozenset({"tpe", "random", "stdlib", "file"})
+def _path_in(body: object, location: Sequence[str | int]) -> list[str]:
+    """pydantic's location without the names of union members, which do not occur in the document."""
+    path, node = [], body
+    for part in location:
+        if (isinstance(node, dict) and part in node) or (isinstance(node, list) and isinstance(part, int)):
+            node = node[part]  # type: ignore[index]  # checked in the line above
+            path.append(str(part))
+    return path
 
 
-def _pointer(where: str, path: Sequence[str]) -> str:
-    if where:
-        return where + ".".join(path)
+def _pointer(path: Sequence[str]) -> str:
     return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path)
 
 

@@ -20,7 +20,7 @@ class State(StrEnum):
 
     def successors(self) -> frozenset[Self]:
         """The states that may follow this one."""
-        return _TRANSITIONS.get(self, frozenset())  # type: ignore[return-value]  # a machine's successors are its own states
+        return _TRANSITIONS[type(self)].get(self, frozenset())  # type: ignore[return-value]  # its own states
 
     def to(self, new: Self) -> Self:
         """The new state, if it may follow this one.
@@ -71,21 +71,19 @@ class AttemptState(State):
     CANCELLED = "CANCELLED"
 
 
-_TRANSITIONS: Mapping[State, frozenset[State]] = {
-    SearchState.QUEUED: frozenset({SearchState.RUNNING, SearchState.PAUSED, SearchState.STOPPING}),
-    SearchState.RUNNING: frozenset({SearchState.PAUSED, SearchState.STOPPING}),
-    SearchState.PAUSED: frozenset({SearchState.RUNNING, SearchState.STOPPING}),
-    SearchState.STOPPING: frozenset({SearchState.COMPLETED, SearchState.CANCELLED, SearchState.FAILED}),
-    TrialState.PROPOSED: frozenset({TrialState.RUNNING, TrialState.CANCELLED, TrialState.FAILED}),
-    TrialState.RUNNING: frozenset(
-        {
-            TrialState.PROPOSED,
-            TrialState.COMPLETED,
-            TrialState.PRUNED,
-            TrialState.INFEASIBLE,
-            TrialState.FAILED,
-            TrialState.CANCELLED,
-        }
-    ),
-    AttemptState.RUNNING: frozenset({AttemptState.ENDED, AttemptState.LOST, AttemptState.CANCELLED}),
+# By machine, because members of two machines with the same name are equal strings.
+_TRANSITIONS: Mapping[type[State], Mapping[State, frozenset[State]]] = {
+    SearchState: {
+        SearchState.QUEUED: frozenset({SearchState.RUNNING, SearchState.PAUSED, SearchState.STOPPING}),
+        SearchState.RUNNING: frozenset({SearchState.PAUSED, SearchState.STOPPING}),
+        SearchState.PAUSED: frozenset({SearchState.RUNNING, SearchState.STOPPING}),
+        SearchState.STOPPING: frozenset({SearchState.COMPLETED, SearchState.CANCELLED, SearchState.FAILED}),
+    },
+    TrialState: {
+        TrialState.PROPOSED: frozenset({TrialState.RUNNING, TrialState.CANCELLED}),
+        TrialState.RUNNING: frozenset(set(TrialState) - {TrialState.RUNNING}),
+    },
+    AttemptState: {
+        AttemptState.RUNNING: frozenset(set(AttemptState) - {AttemptState.RUNNING}),
+    },
 }

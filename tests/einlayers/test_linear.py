@@ -60,7 +60,13 @@ CASES = {
         theta=NAMED["monarch"], d_in=131, d_out=149, order="A_first", size=LARGE, missing_in=-1, missing_out=-1
     ),
     "large, padded, B first": Case(
-        theta=NAMED["kronecker"], d_in=131, d_out=149, order="B_first", size=LARGE, missing_in=-1, missing_out=-1
+        theta=NAMED["monarch"].swapped(),
+        d_in=131,
+        d_out=149,
+        order="B_first",
+        size=LARGE,
+        missing_in=-1,
+        missing_out=-1,
     ),
     "large, truncated": Case(
         theta=THIRDS, d_in=256, d_out=80, order="A_first", size=LARGE, policy="round", missing_in=10, missing_out=4

@@ -92,7 +92,9 @@ class TestTaxonomy:
 
     def test_predicts_what_wide_layers_cost(self) -> None:
         d = 2**16
-        whole = [row for row in golden.exponents() if all((exponent * 8).is_integer() for exponent in row.theta.exponents)]
+        whole = [
+            row for row in golden.exponents() if all((exponent * 8).is_integer() for exponent in row.theta.exponents)
+        ]
         assert len(whole) >= 15
         for row in whole:
             coordinates, price = taxonomy(row.theta), cost(resolve(row.theta, d, d))

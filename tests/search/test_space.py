@@ -1,0 +1,159 @@
+import math
+from itertools import product
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from einlayers.taxonomy import classify
+from einlayers.theta import NAMED, Theta
+from search.space import SUBSPACES, Subspace, Unit
+from tests import strategies
+
+ROUND_TRIP = 1e-9
+NAMES = list(SUBSPACES)
+FAMILIES = {
+    "btt": {"btt", "monarch", "low-rank", "dense"},
+    "low-rank": {"low-rank"},
+    "tensor-train": {"tensor-train", "kronecker", "low-rank", "dense"},
+}
+
+units = st.tuples(*[st.floats(0, 1, allow_subnormal=False)] * 5)
+"""Points of a cube with as many coordinates as any subspace has; each takes the first that it needs."""
+
+named = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture
+def subspace(name: str) -> Subspace:
+    return SUBSPACES[name]
+
+
+@named
+class TestToTheta:
+    @given(unit=units)
+    def test_gives_a_canonical_theta_for_every_point(self, name: str, unit: Unit) -> None:
+        assert _theta(name, unit).is_canonical
+
+    @given(unit=units)
+    def test_never_gives_a_structure_that_costs_more_than_dense(self, name: str, unit: Unit) -> None:
+        theta = _theta(name, unit)
+        assert theta.rho <= min(theta.alpha, theta.epsilon)
+
+    @given(unit=units)
+    def test_sums_to_one_exactly(self, name: str, unit: Unit) -> None:
+        theta = _theta(name, unit)
+        assert math.fsum(theta.exponents[:3]) == pytest.approx(1, abs=1e-12)
+        assert math.fsum(theta.exponents[3:6]) == pytest.approx(1, abs=1e-12)
+
+    @given(unit=units)
+    def test_stays_in_its_region(self, name: str, unit: Unit) -> None:
+        if name in FAMILIES:
+            assert classify(_theta(name, unit)) in FAMILIES[name]
+
+    def test_takes_every_corner_of_the_cube(self, name: str, subspace: Subspace) -> None:
+        for corner in product((0.0, 1.0), repeat=subspace.num_coordinates):
+            subspace.to_theta(corner)
+
+    def test_has_no_redundant_direction(self, name: str, subspace: Subspace) -> None:
+        center = (0.6,) * subspace.num_coordinates
+        for axis in range(subspace.num_coordinates):
+            moved = tuple(0.7 if i == axis else coordinate for i, coordinate in enumerate(center))
+            assert _distance(subspace.to_theta(moved), subspace.to_theta(center)) > 0.01
+
+
+@named
+class TestRoundTrip:
+    @given(unit=units)
+    @example(unit=(0.0, 1.0, 0.5, 0.5, 0.5))
+    @example(unit=(0.5, 0.0, 0.5, 0.5, 0.5))
+    @example(unit=(0.3, 1 - 5e-9, 0.2, 0.9, 0.5))
+    @example(unit=(0.0, 1 - 5e-9, 0.0, 0.5, 0.5))
+    def test_comes_back_to_the_same_theta(self, name: str, unit: Unit) -> None:
+        theta = _theta(name, unit)
+        back = SUBSPACES[name].to_unit(theta)
+        assert back is not None
+        assert _distance(SUBSPACES[name].to_theta(back), theta) < ROUND_TRIP
+
+    @given(unit=units)
+    @example(unit=(0.0, 1.0, 0.5, 0.5, 0.5))
+    def test_stays_in_the_cube(self, name: str, unit: Unit) -> None:
+        back = SUBSPACES[name].to_unit(_theta(name, unit))
+        assert back is not None
+        assert len(back) == SUBSPACES[name].num_coordinates
+        assert all(0 <= coordinate <= 1 for coordinate in back)
+
+    @given(unit=units)
+    @example(unit=(0.0, 1.0, 0.5, 0.5, 0.5))
+    def test_knows_a_theta_by_its_swap_too(self, name: str, unit: Unit) -> None:
+        theta = _theta(name, unit)
+        assert SUBSPACES[name].to_unit(theta.swapped()) == SUBSPACES[name].to_unit(theta)
+
+
+class TestToUnit:
+    @pytest.mark.parametrize(
+        ("name", "inside"),
+        [
+            ("full", {"dense", "low-rank", "kronecker", "tensor-train", "monarch", "btt"}),
+            ("btt", {"dense", "low-rank", "monarch", "btt"}),
+            ("low-rank", {"low-rank"}),
+            ("tensor-train", {"low-rank", "kronecker", "tensor-train"}),
+        ],
+    )
+    def test_places_the_known_designs_inside_and_nothing_else(self, name: str, inside: set[str]) -> None:
+        assert {known for known, theta in NAMED.items() if SUBSPACES[name].to_unit(theta) is not None} == inside
+
+    @named
+    def test_comes_back_to_the_known_designs(self, name: str, subspace: Subspace) -> None:
+        for theta in NAMED.values():
+            unit = subspace.to_unit(theta)
+            assert unit is None or _distance(subspace.to_theta(unit), theta) < ROUND_TRIP
+
+    def test_places_every_theta_that_costs_less_than_dense_in_the_full_space(self) -> None:
+        assert SUBSPACES["full"].to_unit(Theta.of((0.5, 0.25, 0.25, 0.25, 0.5, 0.25, 0.5))) is not None
+        assert SUBSPACES["full"].to_unit(Theta.of((0.5, 0.25, 0.25, 0.25, 0.5, 0.25, 0.6))) is None
+
+    @given(theta=strategies.thetas())
+    def test_comes_back_to_any_theta_of_the_full_space(self, theta: Theta) -> None:
+        unit = SUBSPACES["full"].to_unit(theta)
+        canonical = theta.canonical()
+        if unit is None:
+            assert canonical.rho > min(canonical.alpha, canonical.epsilon)
+        else:
+            assert _distance(SUBSPACES["full"].to_theta(unit), theta) < 2 * ROUND_TRIP
+
+    def test_takes_the_papers_thirds(self) -> None:
+        theta = Theta.parse("(0.33|0|0.67|0|0.67|0.33|0.25)")
+        for name in ("full", "btt"):
+            unit = SUBSPACES[name].to_unit(theta)
+            assert unit is not None
+            assert _distance(SUBSPACES[name].to_theta(unit), theta) < ROUND_TRIP
+
+
+class TestSubspaces:
+    def test_have_a_coordinate_for_every_degree_of_freedom(self) -> None:
+        assert {name: subspace.num_coordinates for name, subspace in SUBSPACES.items()} == {
+            "full": 5,
+            "btt": 3,
+            "low-rank": 1,
+            "tensor-train": 3,
+        }
+
+    def test_draw_the_simplex_uniformly(self) -> None:
+        # Of the uniform simplex, the share of points whose gamma exceeds t is (1 - t) ** 2; swapping leaves gamma alone.
+        steps = [(i + 0.5) / 60 for i in range(60)]
+        gammas = [SUBSPACES["full"].to_theta((u, v, 0.5, 0.5, 0.5)).gamma for u, v in product(steps, steps)]
+        for t in (0.1, 0.3, 0.5, 0.8):
+            share = sum(gamma > t for gamma in gammas) / len(gammas)
+            assert share == pytest.approx((1 - t) ** 2, abs=0.01)
+
+
+def _theta(name: str, unit: Unit) -> Theta:
+    return SUBSPACES[name].to_theta(unit[: SUBSPACES[name].num_coordinates])
+
+
+def _distance(one: Theta, other: Theta) -> float:
+    """The largest difference of exponents; a theta and its swap are one point, since a rounding error can decide a tie."""
+    return min(
+        max(abs(a - b) for a, b in zip(one.exponents, form.exponents, strict=True)) for form in (other, other.swapped())
+    )
