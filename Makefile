@@ -13,7 +13,7 @@ export MKL_NUM_THREADS := 1
 .PHONY: demo test check format bench setup clean
 
 demo: $(READY)  ## start the embedded service, run a first search on real text, show the best structures
-	$(BIN)/einsearch demo
+	$(BIN)/einsearch demo examples/first_search.json
 
 test: $(READY)  ## the tests, against SQLite, Postgres where its binaries are, and a real local Ray
 	$(BIN)/python -m pytest

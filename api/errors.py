@@ -115,14 +115,13 @@ def _field_problem(problem: Mapping[str, Any], body: object) -> FieldProblem:
     path = _path_in(body, location) if source == "body" else [str(part) for part in location]
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, FieldError):
-        # A rule over several fields names them all; it stands where the object stands that holds them.
-        path += [cause.field] if cause.field.isidentifier() else []
-        detail = str(cause)
-    else:
-        missing = problem["type"] == "missing"
-        path += [str(location[-1])] if missing and source == "body" else []
-        detail = problem["msg"] if missing else f"{problem['msg']}, got {_shortened(problem.get('input'))}"
-    return FieldProblem(_pointer(path) if source == "body" else f"?{'.'.join(path)}", detail)
+        return FieldProblem.of(_pointer(path), cause)
+    if problem["type"] == "missing":
+        return FieldProblem(_pointer([*path, str(location[-1])]), "this field is required")
+    shown = ascii(problem.get("input"))
+    came = shown if len(shown) <= 100 else shown[:97] + "..."
+    where = _pointer(path) if source == "body" else f"?{'.'.join(path)}"
+    return FieldProblem(where, f"{problem['msg']}, got {came}")
 
 
 def _path_in(body: object, location: Sequence[str | int]) -> list[str]:
@@ -137,11 +136,6 @@ def _path_in(body: object, location: Sequence[str | int]) -> list[str]:
 
 def _pointer(path: Sequence[str]) -> str:
     return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path)
-
-
-def _shortened(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _summary(found: Sequence[Mapping[str, Any]]) -> str:

@@ -1,5 +1,7 @@
 """The one error for a value that a field cannot take; it teaches the same way in Python, in the CLI and over HTTP."""
 
+_SHOWN = 100
+
 
 class FieldError(ValueError):
     """A field was given a value outside its domain: which field, what was expected, what came."""
@@ -8,7 +10,13 @@ class FieldError(ValueError):
         self.field = field
         self.expected = expected
         self.got = got
-        super().__init__(f"{field}: expected {expected}, got {got!r}")
+        super().__init__(f"{field}: expected {expected}, got {self.shown}")
+
+    @property
+    def shown(self) -> str:
+        """What came, as ASCII and no longer than a line: it may be anything that somebody sent."""
+        text = ascii(self.got)
+        return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions pickle by their positional arguments; ours are keywords, and errors cross process borders.

@@ -66,9 +66,9 @@ def propose(spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSa
 
 
 def derive_seed(seed: int, purpose: str, *numbers: int) -> int:
-    """H(seed, purpose, numbers), a non-negative integer below 2**63."""
+    """H(seed, purpose, numbers), a non-negative integer below 2**32: what every generator takes, and short to read."""
     text = " ".join([str(seed), purpose, *map(str, numbers)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
 
 
 def _next_structure(spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler) -> Structure | None:

@@ -47,6 +47,13 @@ class FieldProblem:
     pointer: str
     detail: str
 
+    @classmethod
+    def of(cls, pointer: str, error: FieldError) -> "FieldProblem":
+        """The problem of a field of the object at ``pointer``; a rule over several fields stands at the object itself."""
+        if error.field.isidentifier():
+            return cls(f"{pointer}/{error.field}", f"expected {error.expected}, got {error.shown}")
+        return cls(pointer, str(error))
+
 
 class InvalidValue(ServiceError):
     """A value is well-formed and cannot be served."""
@@ -56,4 +63,4 @@ class InvalidValue(ServiceError):
 
     def __init__(self, pointer: str, error: FieldError) -> None:
         super().__init__("the request holds a value that cannot be served")
-        self.problems = (FieldProblem(f"{pointer}/{error.field}", str(error)),)
+        self.problems = (FieldProblem.of(pointer, error),)

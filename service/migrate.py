@@ -9,6 +9,8 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from pydantic import ValidationError
+from sqlalchemy.exc import OperationalError
 
 import migrations
 from service.database import Database
@@ -49,10 +51,7 @@ def main(arguments: list[str]) -> int:
     """The command line; the status to exit with."""
     match arguments:
         case ["upgrade"]:
-            settings = Settings()
-            Database(settings.database).close()  # makes the folder of an SQLite file
-            upgrade(settings.database)
-            print(f"database  {settings.shown_database}")
+            return _upgrade_from_environment()
         case ["downgrade", revision]:
             command.downgrade(configuration(Settings().database), revision)
         case ["revision", message]:
@@ -70,6 +69,22 @@ def main(arguments: list[str]) -> int:
         case _:
             print(__doc__, file=sys.stderr)
             return 2
+    return 0
+
+
+def _upgrade_from_environment() -> int:
+    try:
+        settings = Settings()
+        Database(settings.database).close()  # makes the folder of an SQLite file
+        upgrade(settings.database)
+    except ValidationError as error:
+        print(f"settings: {error}", file=sys.stderr)
+        return 1
+    except (OperationalError, OSError) as error:
+        reason = str(error.orig if isinstance(error, OperationalError) else error).strip().splitlines()[0]
+        print(f"cannot open the database {settings.shown_database}: {reason}", file=sys.stderr)
+        return 1
+    print(f"database       {settings.shown_database}")
     return 0
 
 

@@ -31,7 +31,7 @@ class OptunaBacked:
         space: dict[str, BaseDistribution] = {f"u{i}": FloatDistribution(0, 1) for i in range(num_coordinates)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study = optuna.create_study(sampler=self._make(seed % 2**32))
+            study = optuna.create_study(sampler=self._make(seed))
             study.add_trials([_frozen(i, o.unit, space, o.loss) for i, o in enumerate(observed)])
             study.add_trials([_running(len(observed) + i, unit, space) for i, unit in enumerate(pending)])
             params = study.ask(fixed_distributions=space).params

@@ -15,7 +15,7 @@ LEGAL = {
         FAILED    ->
     """,
     TrialState: """
-        PROPOSED -> RUNNING CANCELLED FAILED
+        PROPOSED -> RUNNING CANCELLED
         RUNNING  -> PROPOSED COMPLETED PRUNED INFEASIBLE FAILED CANCELLED
         COMPLETED  ->
         PRUNED     ->

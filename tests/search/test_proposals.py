@@ -1,0 +1,222 @@
+from collections.abc import Callable
+
+import pytest
+
+from einlayers.theta import NAMED, Theta
+from search.proposals import PastTrial, Proposal, derive_seed, propose
+from search.proxies import CharLM
+from search.samplers.registry import make_sampler
+from search.space import SUBSPACES
+from search.spec import Budget, Constraints, Random, SamplerSpec, SearchSpec, Space, Tpe
+from search.states import TrialState
+from search.structure import structure_of
+
+TINY = CharLM(dense_width=8, num_heads=1, depth=1, context=8, batch_size=1, train_flops=1e6)
+
+End = Callable[[Proposal], PastTrial]
+
+samplers = pytest.mark.parametrize("sampler", [Tpe(), Random()], ids=["tpe", "random"])
+
+
+def _spec(space: Space | None = None, sampler: SamplerSpec | None = None, replicates: int = 1) -> SearchSpec:
+    return SearchSpec(
+        name="test",
+        budget=Budget(max_trials=100),
+        proxy=TINY,
+        space=space or Space(),
+        sampler=sampler or Random(),
+        replicates=replicates,
+    )
+
+
+def _next(spec: SearchSpec, history: list[PastTrial]) -> Proposal | None:
+    return propose(spec, history, lambda: make_sampler(spec.sampler))
+
+
+def _past(proposal: Proposal, state: TrialState = TrialState.COMPLETED, loss: float | None = None) -> PastTrial:
+    structure = proposal.structure
+    if loss is None and state is TrialState.COMPLETED:
+        loss = 1 + structure.theta.rho
+    return PastTrial(theta=structure.theta, digest=structure.digest, state=state, loss=loss)
+
+
+def _search(spec: SearchSpec, limit: int, end: End = _past) -> list[Proposal]:
+    """The proposals of a search whose every trial has ended before the next is asked for, until ``limit`` or None."""
+    proposals: list[Proposal] = []
+    history: list[PastTrial] = []
+    while len(proposals) < limit and (proposal := _next(spec, history)) is not None:
+        proposals.append(proposal)
+        history.append(end(proposal))
+    return proposals
+
+
+class TestSeeds:
+    @samplers
+    def test_come_first_and_in_order(self, sampler: SamplerSpec) -> None:
+        proposals = _search(_spec(Space(seeds=("btt", "dense", "kronecker")), sampler), 5)
+        assert [proposal.structure.theta for proposal in proposals[:3]] == [
+            NAMED["btt"],
+            NAMED["dense"],
+            NAMED["kronecker"],
+        ]
+        assert len(proposals) == 5
+
+    def test_are_exempt_from_the_subspace_and_its_constraints(self) -> None:
+        space = Space(subspace="low-rank", constraints=Constraints(psi_max=0.75), seeds=("dense", "kronecker"))
+        families = [proposal.structure.family for proposal in _search(_spec(space), 4)]
+        assert families == ["dense", "kronecker", "low-rank", "low-rank"]
+
+    def test_are_not_tried_again_where_the_search_has_them_already(self) -> None:
+        spec = _spec(Space(seeds=("dense", "btt")))
+        dense = structure_of(Theta.of((1, 0, 0, 1, 0, 0, 0)), TINY)
+        history = [PastTrial(theta=dense.theta, digest=dense.digest, state=TrialState.PROPOSED, loss=None)]
+        proposal = _next(spec, history)
+        assert proposal is not None
+        assert proposal.structure.theta == NAMED["btt"]
+
+
+class TestNovelty:
+    @samplers
+    @pytest.mark.parametrize("subspace", SUBSPACES)
+    def test_never_proposes_a_structure_twice(self, subspace: str, sampler: SamplerSpec) -> None:
+        space = Space(subspace=subspace, seeds=tuple(NAMED))  # type: ignore[arg-type]  # names of the registries
+        proposals = _search(_spec(space, sampler), 25)
+        digests = [proposal.structure.digest for proposal in proposals]
+        assert len(digests) == len(set(digests))
+
+    @pytest.mark.parametrize("state", TrialState)
+    def test_counts_a_structure_as_known_in_every_state(self, state: TrialState) -> None:
+        spec = _spec(Space(subspace="low-rank"))
+        loss = 1.0 if state is TrialState.COMPLETED else None
+        digests = [proposal.structure.digest for proposal in _search(spec, 6, lambda p: _past(p, state, loss))]
+        assert len(digests) == len(set(digests)) == 6
+
+    @samplers
+    def test_ends_when_nothing_new_is_left(self, sampler: SamplerSpec) -> None:
+        low_rank = SUBSPACES["low-rank"]
+        every = {structure_of(low_rank.to_theta((i / 2000,)), TINY).digest for i in range(2001)}
+        proposals = _search(_spec(Space(subspace="low-rank"), sampler), 2 * len(every))
+        assert len(every) >= 5
+        assert {proposal.structure.digest for proposal in proposals} == every
+
+    @samplers
+    def test_ends_at_once_where_the_constraints_leave_nothing(self, sampler: SamplerSpec) -> None:
+        assert _search(_spec(Space(constraints=Constraints(params_max=1)), sampler), 3) == []
+
+
+class TestConstraints:
+    @samplers
+    @pytest.mark.parametrize(
+        "constraints",
+        [
+            Constraints(psi_min=1),
+            Constraints(nu_max=0.75, omega_max=0.25),
+            Constraints(params_max=2000),
+            Constraints(macs_min=1600, macs_max=1700),
+        ],
+        ids=["full rank", "cheap", "small", "equal compute"],
+    )
+    def test_are_kept_by_every_proposal(self, constraints: Constraints, sampler: SamplerSpec) -> None:
+        proposals = _search(_spec(Space(constraints=constraints), sampler), 12)
+        assert len(proposals) == 12
+        assert all(constraints.allow(proposal.structure.taxonomy, proposal.structure.cost) for proposal in proposals)
+
+    @samplers
+    @pytest.mark.parametrize("subspace", SUBSPACES)
+    def test_include_the_subspace(self, subspace: str, sampler: SamplerSpec) -> None:
+        space = Space(subspace=subspace)  # type: ignore[arg-type]  # a name of the registry
+        proposals = _search(_spec(space, sampler), 15)
+        assert all(SUBSPACES[subspace].to_unit(proposal.structure.theta) is not None for proposal in proposals)
+
+
+class TestReplicates:
+    @samplers
+    def test_share_the_structure_and_differ_in_seed(self, sampler: SamplerSpec) -> None:
+        proposals = _search(_spec(Space(seeds=("dense",)), sampler, replicates=3), 9)
+        for first in (0, 3, 6):
+            group = proposals[first : first + 3]
+            assert [proposal.replicate for proposal in group] == [0, 1, 2]
+            assert len({proposal.structure.digest for proposal in group}) == 1
+            assert len({proposal.structure.theta for proposal in group}) == 1
+        assert len({proposal.structure.digest for proposal in proposals}) == 3
+        assert len({proposal.seed for proposal in proposals}) == 9
+
+    def test_complete_the_last_structure_of_an_exhausted_space(self) -> None:
+        once = _search(_spec(Space(subspace="low-rank")), 100)
+        thrice = _search(_spec(Space(subspace="low-rank"), replicates=3), 300)
+        assert len(thrice) == 3 * len(once)
+
+
+class TestProposal:
+    @samplers
+    def test_depends_on_nothing_but_the_spec_and_the_history(self, sampler: SamplerSpec) -> None:
+        spec = _spec(Space(seeds=("dense", "btt")), sampler)
+        assert _search(spec, 20) == _search(spec, 20)
+
+    @samplers
+    def test_can_be_recomputed_from_the_history_alone(self, sampler: SamplerSpec) -> None:
+        spec = _spec(sampler=sampler)
+        proposals = _search(spec, 16)
+        history = [_past(proposal) for proposal in proposals]
+        assert [_next(spec, history[:number]) for number in range(16)] == proposals
+
+    @pytest.mark.parametrize("kind", [Tpe, Random])
+    def test_differs_for_another_seed(self, kind: Callable[..., SamplerSpec]) -> None:
+        one, other = (_search(_spec(sampler=kind(seed=seed)), 5) for seed in (0, 1))
+        assert {proposal.structure.theta for proposal in one}.isdisjoint(proposal.structure.theta for proposal in other)
+        assert {proposal.seed for proposal in one}.isdisjoint(proposal.seed for proposal in other)
+
+    def test_learns_from_what_was_seen_with_tpe(self) -> None:
+        # Losses that fall with the rank exponent, or rise with it: the structures must follow.
+        spec = _spec(Space(subspace="btt"), Tpe(startup_trials=8))
+        low = _search(spec, 24, lambda p: _past(p, loss=p.structure.theta.rho))[8:]
+        high = _search(spec, 24, lambda p: _past(p, loss=-p.structure.theta.rho))[8:]
+        assert sum(p.structure.theta.rho for p in high) > 1.5 * sum(p.structure.theta.rho for p in low)
+
+    def test_numbers_the_trials_and_counts_the_ends_it_has_seen(self) -> None:
+        spec = _spec()
+        first, second = _search(spec, 2)
+        history = [_past(first, TrialState.RUNNING), _past(second, TrialState.INFEASIBLE)]
+        third = _next(spec, history)
+        assert third is not None
+        assert (first.number, second.number, third.number) == (0, 1, 2)
+        assert (first.history_size, second.history_size, third.history_size) == (0, 1, 1)
+
+    @pytest.mark.parametrize("states", [(TrialState.PROPOSED,), (TrialState.RUNNING, TrialState.FAILED)])
+    def test_does_not_wait_for_trials_that_run(self, states: tuple[TrialState, ...]) -> None:
+        spec = _spec(sampler=Tpe(startup_trials=3))
+        proposals = _search(spec, 12, lambda p: _past(p, states[p.number % len(states)]))
+        assert len({proposal.structure.digest for proposal in proposals}) == 12
+
+    def test_accepts_a_history_from_outside_of_the_subspace(self) -> None:
+        spec = _spec(Space(subspace="low-rank"), Tpe(startup_trials=1))
+        outside = [structure_of(theta, TINY) for theta in NAMED.values()]
+        history = [
+            PastTrial(theta=structure.theta, digest=structure.digest, state=TrialState.COMPLETED, loss=1.0)
+            for structure in outside
+        ]
+        proposal = _next(spec, history)
+        assert proposal is not None
+        assert proposal.structure.family == "low-rank"
+        assert (proposal.number, proposal.history_size) == (6, 6)
+
+
+class TestDeriveSeed:
+    def test_is_the_same_in_every_process_and_version(self) -> None:
+        # The first four bytes of: printf '0 training 0' | sha256sum
+        assert derive_seed(0, "training", 0) == 0x2A572222
+        assert derive_seed(7, "proposal", 3, 11) == 0
+
+    def test_fits_a_database_and_every_sampler(self) -> None:
+        assert all(
+            0 <= derive_seed(seed, "training", number) < 2**63 for seed in (0, 2**63 - 1) for number in range(500)
+        )
+
+    def test_tells_every_argument_apart(self) -> None:
+        seeds = {
+            derive_seed(seed, purpose, *numbers)
+            for seed in range(10)
+            for purpose in ("training", "proposal")
+            for numbers in ((), (0,), (1,), (0, 0), (0, 1), (1, 0), (10,), (1, 0, 0))
+        }
+        assert len(seeds) == 10 * 2 * 8

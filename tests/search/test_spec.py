@@ -1,0 +1,200 @@
+import math
+from collections.abc import Callable
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from einlayers.errors import FieldError
+from einlayers.taxonomy import Taxonomy
+from search.proxies import CharLM, FileCorpus, ModelCost
+from search.spec import Budget, Constraints, NoPruner, Objective, Random, Resources, SearchSpec, Space, Tpe
+
+NO_WHOLE_NUMBER = (math.nan, math.inf, -1, 1.5, 2.0, True, None, "2", 2**64)
+NO_NUMBER = [
+    *(pytest.param(value, id=repr(value)) for value in (math.nan, math.inf, -math.inf, -1, True, "2")),
+    pytest.param(10**400, id="too large for a float"),
+]
+BOUNDS = [f"{metric}_{end}" for metric in ("omega", "psi", "nu", "params", "macs") for end in ("min", "max")]
+
+SPEC = TypeAdapter(SearchSpec)
+
+
+def _spec(**changes: object) -> SearchSpec:
+    return SearchSpec(**{"name": "first", "budget": Budget(max_trials=8)} | changes)  # type: ignore[arg-type]
+
+
+def _refused(field: str, make: Callable[[], object]) -> FieldError:
+    with pytest.raises(FieldError) as caught:
+        make()
+    assert caught.value.field == field
+    assert str(caught.value).startswith(f"{field}: expected {caught.value.expected}, got ")
+    return caught.value
+
+
+class TestSearchSpec:
+    def test_needs_a_name_and_a_budget_only(self) -> None:
+        spec = _spec()
+        assert (spec.proxy, spec.space, spec.sampler, spec.pruner) == (CharLM(), Space(), Tpe(), NoPruner())
+        assert (spec.objectives, spec.replicates, spec.concurrency) == ((Objective(),), 1, 2)
+        assert spec.resources == Resources(cpus=1, gpus=0)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["", "x" * 201, "a\0b", "\ud800", "two\nlines", "tab\t", "\x7f", "\u202ereversed", "\ufeffmark"],
+        ids=ascii,
+    )
+    def test_refuses_a_name_that_cannot_be_stored_or_shown(self, name: str) -> None:
+        error = _refused("name", lambda: _spec(name=name))
+        assert error.expected == "1 to 200 printable characters"
+        str(error).encode("utf-8")
+
+    @pytest.mark.parametrize("name", ["x", "x" * 200, "search no. 2 (btt)", "Größe β → δ", "探索", "🔎"])
+    def test_takes_any_printable_name(self, name: str) -> None:
+        assert _spec(name=name).name == name
+
+    @pytest.mark.parametrize("value", [0, *NO_WHOLE_NUMBER])
+    @pytest.mark.parametrize("field", ["replicates", "concurrency"])
+    def test_refuses_a_count_that_is_none(self, field: str, value: object) -> None:
+        assert _refused(field, lambda: _spec(**{field: value})).got is value
+
+    @pytest.mark.parametrize(("field", "value"), [("replicates", 101), ("concurrency", 1025)])
+    def test_refuses_more_than_it_can_run(self, field: str, value: int) -> None:
+        _refused(field, lambda: _spec(**{field: value}))
+
+    @pytest.mark.parametrize("objectives", [(), (Objective(), Objective())], ids=["none", "two"])
+    def test_has_exactly_one_objective(self, objectives: tuple[Objective, ...]) -> None:
+        error = _refused("objectives", lambda: _spec(objectives=objectives))
+        assert str(error) == f"objectives: expected exactly one objective, got '{len(objectives)} objectives'"
+
+
+class TestBudget:
+    @pytest.mark.parametrize("value", [0, 100_001, *NO_WHOLE_NUMBER])
+    def test_refuses_a_number_of_trials_that_is_none(self, value: object) -> None:
+        error = _refused("max_trials", lambda: Budget(max_trials=value))  # type: ignore[arg-type]  # the point
+        assert error.expected == "a whole number from 1 to 100000"
+
+    def test_takes_one_trial(self) -> None:
+        assert Budget(max_trials=1).max_trials == 1
+
+
+class TestSamplers:
+    @pytest.mark.parametrize("seed", [2**63, *NO_WHOLE_NUMBER])
+    @pytest.mark.parametrize("kind", [Tpe, Random])
+    def test_refuse_a_seed_that_a_database_cannot_hold(self, kind: Callable[..., object], seed: object) -> None:
+        _refused("seed", lambda: kind(seed=seed))
+
+    @pytest.mark.parametrize("kind", [Tpe, Random])
+    def test_take_the_largest_seed(self, kind: Callable[..., Tpe | Random]) -> None:
+        assert kind(seed=2**63 - 1).seed == 2**63 - 1
+
+    @pytest.mark.parametrize("value", [0, 100_001, *NO_WHOLE_NUMBER])
+    def test_refuse_a_start_without_trials(self, value: object) -> None:
+        _refused("startup_trials", lambda: Tpe(startup_trials=value))  # type: ignore[arg-type]  # the point of the test
+
+
+class TestSpace:
+    def test_refuses_an_unknown_subspace_and_lists_the_known_ones(self) -> None:
+        error = _refused("subspace", lambda: Space(subspace="monarch"))  # type: ignore[arg-type]  # the point of the test
+        assert error.expected == "one of full, btt, low-rank, tensor-train"
+        assert error.got == "monarch"
+
+    @pytest.mark.parametrize("seed", ["einsum", "", "BTT", "\0"])
+    def test_refuses_an_unknown_seed_and_names_it(self, seed: str) -> None:
+        error = _refused("seeds", lambda: Space(seeds=("dense", seed)))  # type: ignore[arg-type]  # the point of the test
+        assert error.got == seed
+        assert "dense, low-rank, kronecker, tensor-train, monarch, btt" in error.expected
+
+    def test_refuses_a_seed_twice(self) -> None:
+        assert _refused("seeds", lambda: Space(seeds=("btt", "dense", "btt"))).expected == "every design once"
+
+
+class TestConstraints:
+    @pytest.mark.parametrize("value", NO_NUMBER)
+    @pytest.mark.parametrize("bound", BOUNDS)
+    def test_refuse_a_bound_that_is_none(self, bound: str, value: object) -> None:
+        _refused(bound, lambda: Constraints(**{bound: value}))  # type: ignore[arg-type]  # the point of the test
+
+    @pytest.mark.parametrize(
+        ("bound", "limit"), [("omega_max", 2), ("psi_min", 1), ("nu_max", 2), ("params_min", 1e15), ("macs_max", 1e15)]
+    )
+    def test_refuse_a_bound_beyond_what_can_be(self, bound: str, limit: float) -> None:
+        assert getattr(Constraints(**{bound: limit}), bound) == limit
+        assert _refused(bound, lambda: Constraints(**{bound: limit * 1.01})).expected == f"a number from 0 to {limit:g}"
+
+    @pytest.mark.parametrize("metric", ["omega", "psi", "nu", "params", "macs"])
+    def test_refuse_bounds_that_leave_nothing_between_them(self, metric: str) -> None:
+        error = _refused(f"{metric}_max", lambda: Constraints(**{f"{metric}_min": 0.75, f"{metric}_max": 0.5}))
+        assert str(error) == f"{metric}_max: expected at least {metric}_min, which is 0.75, got 0.5"
+        Constraints(**{f"{metric}_min": 0.5, f"{metric}_max": 0.5})
+
+    @pytest.mark.parametrize(
+        ("metric", "value"), [("omega", 0.25), ("psi", 0.5), ("nu", 0.75), ("params", 1000), ("macs", 3000)]
+    )
+    def test_allow_what_lies_between_the_bounds_and_on_them(self, metric: str, value: float) -> None:
+        taxonomy, cost = Taxonomy(omega=0.25, psi=0.5, nu=0.75), ModelCost(params=1000, macs=3000)
+        less, more = value * 0.999, min(1, value * 1.001) if metric == "psi" else value * 1.001
+        assert Constraints(**{f"{metric}_min": value, f"{metric}_max": value}).allow(taxonomy, cost)
+        assert Constraints(**{f"{metric}_min": less, f"{metric}_max": more}).allow(taxonomy, cost)
+        assert not Constraints(**{f"{metric}_min": more}).allow(taxonomy, cost)
+        assert not Constraints(**{f"{metric}_max": less}).allow(taxonomy, cost)
+
+    def test_take_zero_for_a_bound_and_not_for_its_absence(self) -> None:
+        shared = Taxonomy(omega=0.25, psi=0.5, nu=0.75)
+        assert not Constraints(omega_max=0).allow(shared, ModelCost(params=1, macs=1))
+        assert Constraints().allow(shared, ModelCost(params=1, macs=1))
+
+
+class TestResources:
+    @pytest.mark.parametrize("value", NO_NUMBER)
+    @pytest.mark.parametrize("field", ["cpus", "gpus"])
+    def test_refuse_an_amount_that_is_none(self, field: str, value: object) -> None:
+        _refused(field, lambda: Resources(**{field: value}))  # type: ignore[arg-type]  # the point of the test
+
+    @pytest.mark.parametrize("gpus", [1.5, 1.001, 2.25])
+    def test_refuse_a_share_of_more_than_one_gpu(self, gpus: float) -> None:
+        assert _refused("gpus", lambda: Resources(gpus=gpus)).got == gpus
+
+    @pytest.mark.parametrize("gpus", [0, 0.125, 1, 1.0, 2, 64])
+    def test_take_a_share_of_one_gpu_or_whole_ones(self, gpus: float) -> None:
+        assert Resources(gpus=gpus).gpus == gpus
+
+    def test_refuse_to_run_on_nothing(self) -> None:
+        _refused("cpus", lambda: Resources(cpus=0, gpus=0))
+        assert Resources(cpus=0, gpus=0.5).cpus == 0
+
+
+class TestJson:
+    def test_returns_what_was_sent(self) -> None:
+        spec = _spec(
+            proxy=CharLM(width=48, corpus=FileCorpus(path="plays.txt")),
+            space=Space(subspace="btt", constraints=Constraints(psi_min=1, params_max=1e6), seeds=("dense", "btt")),
+            sampler=Random(seed=2**63 - 1),
+            replicates=3,
+            resources=Resources(gpus=0.25),
+        )
+        assert SPEC.validate_json(SPEC.dump_json(spec)) == spec
+
+    def test_fills_in_what_was_left_out(self) -> None:
+        assert SPEC.validate_json('{"name": "first", "budget": {"max_trials": 8}}') == _spec()
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '{"name": "first", "budget": {"max_trials": 8}, "budgets": 1}',
+            '{"name": "first", "budget": {"max_trials": 8, "hours": 1}}',
+            '{"name": "first", "budget": {"max_trials": 8}, "sampler": {"kind": "random", "startup_trials": 3}}',
+            '{"name": "first", "budget": {"max_trials": 8}, "sampler": {"kind": "gp"}}',
+            '{"name": "first", "budget": {"max_trials": 8}, "proxy": {"depht": 3}}',
+            '{"name": "first", "budget": {"max_trials": 8}, "proxy": {"train_flops": NaN}}',
+            '{"name": "first", "budget": {"max_trials": 8}, "space": {"constraints": {"macs_max": Infinity}}}',
+            '{"name": "first", "budget": {"max_trials": 0}}',
+            '{"budget": {"max_trials": 8}}',
+        ],
+    )
+    def test_refuses_misspelt_unknown_and_impossible_values(self, text: str) -> None:
+        with pytest.raises(ValidationError):
+            SPEC.validate_json(text)
+
+    def test_carries_our_message_to_the_user(self) -> None:
+        with pytest.raises(ValidationError, match="gpus: expected a share of one GPU"):
+            SPEC.validate_json('{"name": "first", "budget": {"max_trials": 8}, "resources": {"gpus": 1.5}}')
