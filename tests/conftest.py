@@ -1,6 +1,65 @@
-"""The one profile of hypothesis: the same examples on every machine, and no clock."""
+"""The one profile of hypothesis: the same examples on every machine, and no clock. And a fresh database for each test."""
 
-from hypothesis import settings
+import os
+from collections.abc import Iterator
+from pathlib import Path
 
-settings.register_profile("einsearch", derandomize=True, max_examples=80, deadline=None, print_blob=False)
-settings.load_profile("einsearch")
+import pytest
+from hypothesis import settings as hypothesis_settings
+
+from service.database import Database
+from service.settings import Settings
+from tests.databases import KINDS, Databases, MissingPrograms, Server
+
+hypothesis_settings.register_profile("einsearch", derandomize=True, max_examples=80, deadline=None, print_blob=False)
+hypothesis_settings.load_profile("einsearch")
+
+
+@pytest.fixture(scope="session")
+def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    """The database servers of this test run."""
+    servers = Databases(tmp_path_factory.mktemp("databases"))
+    yield servers
+    servers.close()
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def server(request: pytest.FixtureRequest, databases: Databases) -> Server:
+    """SQLite, then Postgres, if its programs are installed."""
+    try:
+        return databases.of(request.param)
+    except MissingPrograms as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture
+def database_url(server: Server) -> Iterator[str]:
+    """The URL of a fresh database with the newest schema."""
+    with server.migrated() as url:
+        yield url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """A fresh database with the newest schema."""
+    opened = Database(database_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def corpora_dir(tmp_path: Path) -> Path:
+    """A directory that the operator allows, with one text in it: ``corpus.txt``."""
+    folder = tmp_path / "corpora"
+    folder.mkdir()
+    lines = (f"{number} times {number} is {number * number}.\n" for number in range(400))
+    (folder / "corpus.txt").write_text("".join(lines), encoding="ascii")
+    return folder
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path, corpora_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """The settings of a service on a fresh database."""
+    for name in [name for name in os.environ if name.startswith("EINSEARCH_")]:
+        monkeypatch.delenv(name)
+    return Settings(home=tmp_path / "home", database_url=database_url, corpora_dir=corpora_dir)

@@ -23,7 +23,7 @@ class TestFieldError:
         assert str(FieldError("width", expected="a whole number", got=10**5000)).startswith("width: expected")
 
     def test_is_the_error_of_a_bad_argument(self) -> None:
-        with pytest.raises(ValueError, match="^rho: expected"):
+        with pytest.raises(ValueError, match=r"^rho: expected"):
             raise FieldError("rho", expected="a number", got=None)
 
     @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

@@ -75,7 +75,7 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES)
+@pytest.fixture(params=list(CASES.values()), ids=list(CASES))
 def case(request: pytest.FixtureRequest) -> Case:
     assert isinstance(request.param, Case)
     return request.param
@@ -125,7 +125,7 @@ class TestGradients:
 
     def test_flow_through_the_multiplied_out_matrix(self, case: Case) -> None:
         layer, upstream_OI = _layer(case), _inputs(case.d_out, case.d_in)
-        layer.to_dense().backward(upstream_OI)
+        layer.to_dense().backward(upstream_OI)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         grad_A, grad_B = _loops_backward(layer, upstream_OI)
         torch.testing.assert_close(layer.A.grad, grad_A, atol=TOLERANCE, rtol=TOLERANCE)
         torch.testing.assert_close(layer.B.grad, grad_B, atol=TOLERANCE, rtol=TOLERANCE)
@@ -208,7 +208,7 @@ class TestModule:
             EinsumLinear(**widths, theta=NAMED["btt"])  # type: ignore[arg-type]  # the point of the test
 
     def test_refuses_an_unknown_policy(self) -> None:
-        with pytest.raises(FieldError, match="^policy: expected one of"):
+        with pytest.raises(FieldError, match=r"^policy: expected one of"):
             EinsumLinear(8, 8, NAMED["btt"], policy="opt")  # type: ignore[arg-type]  # the point of the test
 
 

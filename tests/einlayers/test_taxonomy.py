@@ -188,7 +188,7 @@ def _macs(dims: Dims, order: str) -> int:
 
 
 def _exponent_within_a_factor_of_two(count: int, d: int, exponent: float) -> bool:
-    return d**exponent * (1 - EXACT) <= count <= 2 * d**exponent * (1 + EXACT)
+    return 0 <= math.log(count) - exponent * math.log(d) + EXACT <= math.log(2) + 2 * EXACT
 
 
 def _dims(row: golden.Layer) -> Dims:

@@ -121,7 +121,7 @@ class TestParse:
         assert caught.value.got == text
 
     def test_names_the_exponent_that_is_out_of_range(self) -> None:
-        with pytest.raises(FieldError, match="^rho: expected a finite exponent between 0 and 1, got 1.5"):
+        with pytest.raises(FieldError, match=r"^rho: expected a finite exponent between 0 and 1, got 1.5"):
             Theta.parse("0.5|0|0.5|0|0.5|0.5|1.5")
 
     @given(theta=strategies.thetas())
@@ -164,7 +164,7 @@ class TestNormalise:
 
     def test_leaves_the_rank_exponent_alone_and_checks_it(self) -> None:
         assert Theta.normalise((2, 1, 1, 1, 2, 1, 0.75)).rho == 0.75
-        with pytest.raises(FieldError, match="^rho"):
+        with pytest.raises(FieldError, match=r"^rho"):
             Theta.normalise((2, 1, 1, 1, 2, 1, 2))
 
     @given(theta=strategies.thetas())

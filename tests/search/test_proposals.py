@@ -204,8 +204,8 @@ class TestProposal:
 class TestDeriveSeed:
     def test_is_the_same_in_every_process_and_version(self) -> None:
         # The first four bytes of: printf '0 training 0' | sha256sum
-        assert derive_seed(0, "training", 0) == 0x2A572222
-        assert derive_seed(7, "proposal", 3, 11) == 0
+        assert derive_seed(0, "training", 0) == 0x2A572A22
+        assert derive_seed(7, "proposal", 3, 11) == 0x3B194B6E
 
     def test_fits_a_database_and_every_sampler(self) -> None:
         assert all(

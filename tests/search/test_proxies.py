@@ -1,5 +1,6 @@
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -147,7 +148,7 @@ class TestCandidateWidths:
         widths = list(CharLM(num_heads=num_heads, dense_width=num_heads).candidate_widths())
         assert widths[:128] == [num_heads * i for i in range(1, 129)]
         assert all(width % num_heads == 0 for width in widths)
-        steps = [(after - before) / before for before, after in zip(widths, widths[1:], strict=False)]
+        steps = [(after - before) / before for before, after in pairwise(widths)]
         assert min(steps) > 0
         assert max(steps[64:]) < 0.02
 

@@ -86,7 +86,7 @@ class TestIllegalTransition:
 
     def test_says_that_an_end_is_an_end(self) -> None:
         with pytest.raises(
-            IllegalTransition, match="^FAILED does not lead to RUNNING; it leads to nothing: it is final$"
+            IllegalTransition, match=r"^FAILED does not lead to RUNNING; it leads to nothing: it is final$"
         ):
             TrialState.FAILED.to(TrialState.RUNNING)
 

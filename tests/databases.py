@@ -1,0 +1,209 @@
+"""Databases for one test each: SQLite files, and databases in a Postgres of our own that lives as long as the test run.
+
+The Postgres is a temporary directory with a Unix socket in it, without a port and without durability. It needs the
+server's programs (Debian and Ubuntu: the package ``postgresql``; Homebrew: ``postgresql``) and no rights.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cached_property
+from itertools import count
+from pathlib import Path
+from typing import Protocol
+
+import psycopg
+from psycopg import sql
+
+from service import migrate
+
+KINDS = ("sqlite", "postgres")
+
+_USER = "einsearch"
+_MIGRATED = "migrated"
+_PROGRAMS = ("initdb", "pg_ctl", "postgres")
+
+
+class MissingPrograms(Exception):
+    """The programs of a Postgres server are not on this machine; the message says what to install."""
+
+
+class Server(Protocol):
+    """Makes databases that are gone when their block ends."""
+
+    def empty(self) -> AbstractContextManager[str]:
+        """The URL of a database without tables."""
+        ...
+
+    def migrated(self) -> AbstractContextManager[str]:
+        """The URL of a database without rows, at the newest revision."""
+        ...
+
+
+class Databases:
+    """The servers of one test run, each started when it is first wanted."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._stack = ExitStack()
+        self._servers: dict[str, Server] = {}
+        self._starters: Mapping[str, Callable[[], Server]] = {
+            "sqlite": lambda: SQLite(self._folder),
+            "postgres": lambda: self._stack.enter_context(_postgres()),
+        }
+
+    def of(self, kind: str) -> Server:
+        """The server of a kind.
+
+        Raises:
+            MissingPrograms: it is Postgres, and Postgres is not installed.
+        """
+        if kind not in self._servers:
+            self._servers[kind] = self._starters[kind]()
+        return self._servers[kind]
+
+    def close(self) -> None:
+        """Stop the servers."""
+        self._stack.close()
+
+
+class SQLite:
+    """Files in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._numbers = count()
+
+    @contextmanager
+    def empty(self) -> Iterator[str]:
+        """See ``Server.empty``."""
+        with self._file() as path:
+            yield _sqlite_url(path)
+
+    @contextmanager
+    def migrated(self) -> Iterator[str]:
+        """See ``Server.migrated``."""
+        with self._file() as path:
+            shutil.copyfile(self._template, path)
+            yield _sqlite_url(path)
+
+    @cached_property
+    def _template(self) -> Path:
+        path = self._folder / f"{_MIGRATED}.db"
+        migrate.upgrade(_sqlite_url(path))
+        return path
+
+    @contextmanager
+    def _file(self) -> Iterator[Path]:
+        folder = self._folder / str(next(self._numbers))
+        folder.mkdir()
+        yield folder / "test.db"
+        shutil.rmtree(folder)
+
+
+class Postgres:
+    """Databases of a running server whose socket is in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._numbers = count()
+
+    @contextmanager
+    def empty(self) -> Iterator[str]:
+        """See ``Server.empty``."""
+        with self._database("template1") as url:
+            yield url
+
+    @contextmanager
+    def migrated(self) -> Iterator[str]:
+        """See ``Server.migrated``."""
+        with self._database(self._template) as url:
+            yield url
+
+    @cached_property
+    def _template(self) -> str:
+        self._create(_MIGRATED, "template1")
+        migrate.upgrade(self._url(_MIGRATED))
+        return _MIGRATED
+
+    @contextmanager
+    def _database(self, template: str) -> Iterator[str]:
+        name = f"test{next(self._numbers)}"
+        self._create(name, template)
+        yield self._url(name)
+        self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def _create(self, name: str, template: str) -> None:
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+        self._execute(create.format(sql.Identifier(name), sql.Identifier(template)))
+
+    def _execute(self, statement: sql.Composed) -> None:
+        # Neither statement may run in a transaction.
+        with psycopg.connect(host=str(self._folder), user=_USER, dbname="postgres", autocommit=True) as connection:
+            connection.execute(statement)
+
+    def _url(self, name: str) -> str:
+        return f"postgresql+psycopg://{_USER}@/{name}?host={self._folder}"
+
+
+@contextmanager
+def _postgres() -> Iterator[Postgres]:
+    """A server in a temporary directory, which it leaves as it came: not at all."""
+    programs = _find_programs()
+    prefix = _without_root()
+    # Not below pytest's own directory: that one is closed to others, and too long a path for a socket.
+    folder = Path(tempfile.mkdtemp(prefix="einsearch-pg-"))
+    try:
+        if prefix:
+            shutil.chown(folder, "nobody")
+        with _running(folder, [*prefix, "env", f"HOME={folder}"], programs):
+            yield Postgres(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _running(folder: Path, prefix: Sequence[str], programs: Mapping[str, str]) -> Iterator[None]:
+    def call(program: str, *arguments: str) -> None:
+        command = [*prefix, programs[program], "-D", str(folder / "data"), *arguments]
+        # Output to a file: a server keeps a pipe open for as long as it runs, and the reader waits for its end.
+        with (folder / "output").open("w+") as output:
+            if subprocess.run(command, cwd=folder, stdout=output, stderr=output, check=False).returncode:
+                output.seek(0)
+                raise RuntimeError(f"{program} {' '.join(arguments)}:\n{output.read()}")
+
+    options = ["listen_addresses=''", "fsync=off", "synchronous_commit=off", "full_page_writes=off"]
+    call("initdb", "-U", _USER, "--auth=trust", "--no-sync", "--no-instructions", "-E", "UTF8", "--locale=C")
+    settings = " ".join(f"-c {option}" for option in options)
+    call("pg_ctl", "-w", "-s", "-l", str(folder / "log"), "-o", f"{settings} -k {folder}", "start")
+    try:
+        yield
+    finally:
+        call("pg_ctl", "-m", "immediate", "-s", "stop")
+
+
+def _find_programs() -> dict[str, str]:
+    # Debian keeps them out of PATH, one folder per version.
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: (len(str(folder)), folder))
+    path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, reversed(folders))])
+    found = {program: shutil.which(program, path=path) for program in _PROGRAMS}
+    missing = [program for program, where in found.items() if where is None]
+    if missing:
+        raise MissingPrograms(f"Postgres is not installed: no {', '.join(missing)}; install the package postgresql")
+    return {program: where for program, where in found.items() if where is not None}
+
+
+def _without_root() -> list[str]:
+    """The words before a command that let it run as nobody: Postgres refuses to run as root."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        raise MissingPrograms("Postgres does not run as root: run the tests as another user, or install util-linux")
+    return ["setpriv", "--reuid=nobody", "--clear-groups"]
+
+
+def _sqlite_url(path: Path) -> str:
+    return f"sqlite:///{path}"

@@ -1,0 +1,167 @@
+"""The embedded service as a user meets it: commands typed, output read."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.embedded_service import COMMAND, EmbeddedService, descendants, embedded_service, processes
+from tests.waiting import wait_for
+
+QUICK = 2e9
+LONG = 1e12
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedService]:
+    with embedded_service(tmp_path_factory.mktemp("e2e") / "home") as running:
+        yield running
+
+
+def einsearch(service: EmbeddedService, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [COMMAND, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "EINSEARCH_URL": service.url},
+    )
+
+
+def search_body(**fields: object) -> str:
+    return json.dumps({"name": "typed", "budget": {"max_trials": 2}, "proxy": {"train_flops": QUICK}} | fields)
+
+
+class TestCommands:
+    def test_submit_watch_best_and_searches_tell_one_story(self, service: EmbeddedService) -> None:
+        submitted = einsearch(service, "submit", "-", stdin=search_body(space={"seeds": ["dense", "monarch"]}))
+        search_id = submitted.stdout.strip()
+        watched = einsearch(service, "watch", search_id)
+        assert (watched.returncode, "2/2" in watched.stdout) == (0, True)
+        table = einsearch(service, "best", search_id).stdout
+        best = service.client.best(search_id)
+        assert [item["rank"] for item in best] == [1, 2]
+        for item in best:
+            assert item["trial"]["family"] in table
+            assert f"{item['loss']:.4f}" in table
+            assert str(item["replicates"][0]["seed"]) in table
+        assert search_id in einsearch(service, "searches").stdout
+
+    def test_describe_shows_the_axes_of_a_named_structure(self, service: EmbeddedService) -> None:
+        shown = einsearch(service, "describe", "monarch", "--d-in", "1024", "--d-out", "1024").stdout
+        assert "alpha 32, beta 1, gamma 32, delta 1, epsilon 32, phi 32, rho 1" in shown
+        assert "65,536" in shown
+
+    def test_a_typo_is_answered_with_the_field_and_no_traceback(self, service: EmbeddedService) -> None:
+        refused = einsearch(service, "submit", "-", stdin=search_body(budget={"max_trails": 2}))
+        assert refused.returncode == 1
+        assert "/budget/max_trails" in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            (("best", "nonsense"), "there is nothing at"),
+            (("best", "0123456789ab"), "there is no search"),
+            (("describe", "0.5|0.9", "--d-in", "4", "--d-out", "4"), "expected seven exponents"),
+            (("describe", "0.5|.9|0|0|.5|.5|0", "--d-in", "4", "--d-out", "4"), "sum to 1, got 1.4"),
+            (("submit", "no-such-file.json"), "No such file"),
+            (("searches", "--url", "http://127.0.0.1:9"), "einsearch up"),
+        ],
+    )
+    def test_wrong_input_costs_a_message(
+        self, service: EmbeddedService, arguments: tuple[str, ...], expected: str
+    ) -> None:
+        refused = einsearch(service, *arguments)
+        assert refused.returncode in (1, 2)
+        assert expected in refused.stderr
+        assert "Traceback" not in refused.stderr
+
+    def test_a_second_service_in_the_same_home_is_refused_with_the_address_of_the_first(
+        self, service: EmbeddedService
+    ) -> None:
+        refused = einsearch(service, "up", "--home", str(service.home), "--port", "0")
+        assert refused.returncode == 1
+        assert service.url in refused.stderr
+
+    def test_a_taken_port_is_named(self, service: EmbeddedService, tmp_path: Path) -> None:
+        port = service.url.rpartition(":")[2]
+        refused = einsearch(service, "up", "--home", str(tmp_path), "--port", port)
+        assert refused.returncode == 1
+        assert f"cannot listen on 127.0.0.1:{port}" in refused.stderr
+
+
+class TestRayDashboard:
+    def test_shows_the_running_trial_by_its_name_and_the_slots(self, service: EmbeddedService) -> None:
+        search_id = service.submit("seen", trials=1, train_flops=LONG)
+        service.wait_until_running(search_id)
+        names = wait_for(
+            lambda: {
+                task["name"]
+                for task in service.dashboard("/api/v0/tasks?detail=1&limit=1000")
+                if task["state"] == "RUNNING"
+            },
+            until=lambda names: any(name.startswith("seen") for name in names),
+            what="the trial in the dashboard",
+        )
+        assert "seen trial 0 dense(0|0|1|0|0|1|0)" in names
+        actors = service.dashboard("/api/v0/actors?detail=1&limit=1000")
+        assert {actor["name"] for actor in actors if actor["state"] == "ALIVE"} >= {"slot-0"}
+        service.client.cancel(search_id)
+        assert service.wait_until_final(search_id)["state"] == "CANCELLED"
+
+    def test_refuses_whoever_has_no_token(self, service: EmbeddedService) -> None:
+        import httpx2
+
+        assert httpx2.get(f"{service.dashboard_url}/api/v0/tasks").status_code == 401
+
+    def test_two_trials_share_a_gpu_by_halves(self, service: EmbeddedService) -> None:
+        spec = {
+            "name": "halves",
+            "budget": {"max_trials": 2},
+            "proxy": {"train_flops": LONG},
+            "resources": {"cpus": 0.5, "gpus": 0.5},
+        }
+        search_id = service.client.submit(spec)["id"]
+        wait_for(
+            lambda: service.wait_until_running(search_id), until=lambda ids: len(ids) == 2, what="two trials on one GPU"
+        )
+        service.client.cancel(search_id)
+        service.wait_until_final(search_id)
+
+    def test_a_request_that_no_node_can_meet_says_what_is_there(self, service: EmbeddedService) -> None:
+        spec = {"name": "greedy", "budget": {"max_trials": 1}, "resources": {"cpus": 1, "gpus": 2}}
+        search_id = service.client.submit(spec)["id"]
+        reason = wait_for(lambda: service.client.search(search_id)["waiting_for"], what="the reason")
+        assert reason == "a trial asks for 1 CPUs and 2 GPUs; the cluster has 2 CPUs, 1 GPUs"
+        service.client.cancel(search_id)
+        assert service.wait_until_final(search_id)["state"] == "CANCELLED"
+
+
+class TestDivergence:
+    def test_ends_the_trial_as_infeasible_with_its_reason_and_the_search_goes_on(
+        self, service: EmbeddedService
+    ) -> None:
+        search_id = service.submit("too fast", trials=3, train_flops=QUICK, base_lr=1000.0)
+        search = service.wait_until_final(search_id)
+        trials = list(service.client.trials(search_id))
+        assert (search["state"], search["progress"]["counts"]) == ("COMPLETED", {"INFEASIBLE": 3})
+        assert all("loss is" in (trial["reason"] or "") for trial in trials)
+
+
+class TestCtrlC:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_stops_every_process_and_the_next_start_goes_on(self, tmp_path: Path, number: int) -> None:
+        with embedded_service(tmp_path / "home") as service:
+            search_id = service.submit("interrupted", trials=2, train_flops=2e10)
+            service.wait_until_running(search_id)
+            below = descendants(service.process.pid)
+            assert service.stop(number) == 0
+            assert not [process for process in below if processes().get(process.pid) == process]
+        with embedded_service(tmp_path / "home") as service:
+            assert service.wait_until_final(search_id)["progress"]["counts"] == {"COMPLETED": 2}

@@ -1,0 +1,146 @@
+"""The real thing: ``einsearch up`` as a process of its own, and the processes below it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from einsearch.client import Client, Search
+from tests.waiting import wait_for
+
+COMMAND = str(Path(sys.executable).with_name("einsearch"))
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process as /proc shows it."""
+
+    pid: int
+    parent: int
+    command: str
+
+    def kill(self) -> None:
+        """End it at once, without a chance to clean up."""
+        os.kill(self.pid, signal.SIGKILL)
+
+
+def processes() -> dict[int, Process]:
+    """All processes of this machine, without those that are dead already, by their id."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+        except (OSError, ValueError):
+            continue
+        if state != "Z":
+            found[int(entry.name)] = Process(pid=int(entry.name), parent=int(parent), command=command)
+    return found
+
+
+def descendants(pid: int) -> list[Process]:
+    """The processes below a process."""
+    everyone = processes()
+    below: list[Process] = []
+    front = {pid}
+    while front:
+        children = [process for process in everyone.values() if process.parent in front]
+        below += children
+        front = {process.pid for process in children}
+    return below
+
+
+class EmbeddedService:
+    """A running ``einsearch up`` with its addresses, as it printed them."""
+
+    def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
+        self.home = home
+        self.output = home.parent / f"{home.name}.out"
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [COMMAND, "up", "--home", str(home), "--port", "0", "--slots", "2", "--gpus", "1"],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+            )
+        wait_for(self._printed, until=lambda text: "database  " in text or self.process.poll() is not None, what="up")
+        assert self.process.poll() is None, self._printed()
+        self.url = self._address("API docs").removesuffix("/docs")
+        self.dashboard_url = self._address("Ray dashboard")
+        self.client = Client(self.url)
+
+    def submit(self, name: str, *, trials: int, train_flops: float, **proxy: Any) -> str:
+        """Submit a search of the smallest kind that still trains."""
+        spec = {
+            "name": name,
+            "budget": {"max_trials": trials},
+            "space": {"seeds": ["dense", "monarch"]},
+            "proxy": {"train_flops": train_flops, **proxy},
+        }
+        return self.client.submit(spec)["id"]
+
+    def wait_until_final(self, search_id: str) -> Search:
+        """The search once it has ended."""
+        return wait_for(
+            lambda: self.client.search(search_id),
+            until=lambda search: search["finished_at"],
+            what="the end of the search",
+        )
+
+    def wait_until_running(self, search_id: str) -> list[str]:
+        """The ids of the trials that run, once some do."""
+        return wait_for(
+            lambda: [trial["id"] for trial in self.client.trials(search_id) if trial["state"] == "RUNNING"],
+            what="a running trial",
+        )
+
+    def child(self, command: str) -> Process:
+        """The process below this service whose command line holds this text, once there is one."""
+        return wait_for(
+            lambda: [process for process in descendants(self.process.pid) if command in process.command],
+            what=f"a process {command}",
+        )[0]
+
+    def dashboard(self, path: str) -> list[dict[str, Any]]:
+        """The rows that Ray's dashboard answers over REST."""
+        token = (self.home / "ray-token").read_text()
+        answer = httpx2.get(
+            f"{self.dashboard_url}{path}", headers={"Authorization": f"Bearer {token}"}, timeout=30
+        ).raise_for_status()
+        rows: list[dict[str, Any]] = answer.json()["data"]["result"]["result"]
+        return rows
+
+    def stop(self, number: int = signal.SIGINT) -> int:
+        """Stop it as Ctrl-C does; its exit status."""
+        self.client.close()
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def _printed(self) -> str:
+        return self.output.read_text()
+
+    def _address(self, label: str) -> str:
+        found = re.findall(rf"{label}\s+(\S+)", self._printed())
+        return str(found[-1])
+
+
+@contextmanager
+def embedded_service(home: Path, environment: Mapping[str, str] | None = None) -> Iterator[EmbeddedService]:
+    """A service that is stopped in the end, if the test has not done so."""
+    service = EmbeddedService(home, environment or {})
+    try:
+        yield service
+    finally:
+        if service.process.poll() is None:
+            service.stop()
+        service.client.close()

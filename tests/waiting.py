@@ -1,0 +1,26 @@
+"""Waiting for something to become true, instead of sleeping and hoping."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+DEADLINE = 120.0
+"""Far beyond what anything here takes: reaching it means that it will never happen."""
+
+
+def wait_for(get: Callable[[], T], *, until: Callable[[T], object] = bool, what: str) -> T:
+    """The first value of ``get()`` that satisfies ``until``.
+
+    Raises:
+        TimeoutError: there was none within ``DEADLINE`` seconds; the message holds the last value.
+    """
+    end = time.monotonic() + DEADLINE
+    while True:
+        value = get()
+        if until(value):
+            return value
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {DEADLINE:g} s for {what}; the last value is {value!r}")
+        time.sleep(0.02)
