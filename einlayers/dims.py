@@ -7,7 +7,7 @@ pays for padding, and never lets the rank fall below what theta promises when th
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from typing import Literal, get_args
@@ -57,6 +57,10 @@ class Dims:
         """The seven sizes in theta's order."""
         return (self.alpha, self.beta, self.gamma, self.delta, self.epsilon, self.phi, self.rho)
 
+    def swapped(self) -> "Dims":
+        """The axes of ``theta.swapped()``."""
+        return replace(self, alpha=self.beta, beta=self.alpha, delta=self.epsilon, epsilon=self.delta)
+
     @property
     def inputs(self) -> int:
         """How many input features the axes hold; more than ``d_in`` is padding, fewer drops features (policy round)."""
@@ -89,7 +93,11 @@ def resolve(theta: Theta, d_in: int, d_out: int, policy: Policy = "exact") -> Di
             raise FieldError(name, expected=f"a whole number from 1 to {MAX_WIDTH}", got=width)
     if policy not in get_args(Policy):
         raise FieldError("policy", expected=f"one of {get_args(Policy)}", got=policy)
-    return _round(theta, d_in, d_out) if policy == "round" else _exact(theta.normalised(), d_in, d_out)
+    if policy == "round":
+        return _round(theta, d_in, d_out)
+    canonical = theta.canonical()
+    dims = _exact(canonical.normalised(), d_in, d_out)
+    return dims if canonical == theta else dims.swapped()
 
 
 def _round(theta: Theta, d_in: int, d_out: int) -> Dims:

@@ -15,7 +15,10 @@ class FieldError(ValueError):
     @property
     def shown(self) -> str:
         """What came, as ASCII and no longer than a line: it may be anything that somebody sent."""
-        text = ascii(self.got)
+        try:
+            text = ascii(self.got)
+        except ValueError:  # an integer of more digits than Python prints
+            text = "a number too large to print"
         return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -13,14 +13,26 @@ Axes = tuple[int, int, int, int, int, int, int]
 
 
 def generic_rank(axes: Axes, d_in: int, d_out: int) -> int:
-    """The rank of the map from ``d_in`` to ``d_out`` features for almost all weights.
+    """The rank of the map from ``d_in`` to ``d_out`` features for almost all weights: a bound that is rarely not met.
 
-    Exact but for rare small cases with rho = 2, where the true rank is lower by at most 1/14 (checked exhaustively for
-    axes up to 3; two of 2,187 cases differ by one).
+    Of all axes up to 3, 2 in 2,187 cases miss it, by one; of layers that ``resolve`` makes, about 1 in 100, the more so
+    where few blocks with beta, delta > 1 meet, as in axes (5, 7, 2, 7, 10, 1, 1): bound 70, true rank 58.
     """
-    alpha, beta, gamma, delta, epsilon, phi, rho = axes
-    sources = _blocks(alpha, beta, min(d_in, alpha * beta * gamma))
-    sinks = _blocks(delta, epsilon, min(d_out, delta * epsilon * phi))
+    alpha, beta, gamma, delta, epsilon, phi, _ = axes
+    d_in, d_out = min(d_in, alpha * beta * gamma), min(d_out, delta * epsilon * phi)
+    if d_in % alpha:  # a row that is only partly live adds at most its live features
+        return min(_flow(axes, d_in, d_out), generic_rank(axes, d_in - d_in % alpha, d_out) + d_in % alpha)
+    if d_out % delta:
+        return min(_flow(axes, d_in, d_out), generic_rank(axes, d_in, d_out - d_out % delta) + d_out % delta)
+    return _flow(axes, d_in, d_out)
+
+
+def _flow(axes: Axes, d_in: int, d_out: int) -> int:
+    alpha, beta, _, delta, epsilon, _, rho = axes
+    if d_in == 0 or d_out == 0:
+        return 0
+    sources = _blocks(alpha, beta, d_in)
+    sinks = _blocks(delta, epsilon, d_out)
     return min(
         _cut(rho, sources, sinks, kept, taken)
         for kept in product((False, True), repeat=len(sources))

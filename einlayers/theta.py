@@ -59,7 +59,8 @@ class Theta:
         if len(parts) != len(fields(cls)):
             raise FieldError("theta", expected=expected, got=text)
         try:
-            values = [float(Fraction(part.strip())) for part in parts]
+            # Not every number through Fraction, which would write 1e5000000 out in full.
+            values = [float(Fraction(part)) if "/" in part else float(part) for part in map(str.strip, parts)]
         except (ValueError, ZeroDivisionError, OverflowError) as error:
             raise FieldError("theta", expected=expected, got=text) from error
         return cls.of(values)
@@ -100,7 +101,7 @@ class Theta:
         """The form of this operator family with ``is_canonical``; of two such forms the lexicographically larger one."""
         swapped = self.swapped()
         if self.is_canonical and swapped.is_canonical:
-            return max(self, swapped, key=lambda theta: theta.exponents)
+            return max(self, swapped, key=lambda theta: (theta.alpha + theta.epsilon, theta.exponents))
         return self if self.is_canonical else swapped
 
     def swapped(self) -> "Theta":
@@ -122,7 +123,7 @@ def _check_sum(group: str, *exponents: float) -> None:
 
 
 def _shares(group: str, *weights: float) -> list[float]:
-    total = math.fsum(weights)
+    total = sum(weights)
     if min(weights) < 0 or not 0 < total < math.inf:
         raise FieldError(group, expected="non-negative numbers with a positive finite sum", got=weights)
     return [weight / total for weight in weights]

@@ -142,10 +142,10 @@ def _rank_coordinate(theta: Theta) -> float | None:
 
 def _from_stick(u: float, v: float) -> tuple[float, float]:
     """Two of three shares, uniform on the simplex for uniform (u, v)."""
-    first = 1 - math.sqrt(1 - u)
+    first = 1 - math.sqrt(u)
     return first, (1 - first) * v
 
 
 def _to_stick(first: float, second: float) -> tuple[float, float]:
     rest = 1 - first
-    return 1 - rest * rest, min(1.0, second / rest) if rest > _ZERO else 0.0
+    return rest * rest, min(1.0, second / rest) if rest > _ZERO else 0.0

@@ -9,10 +9,21 @@ from hypothesis import settings as hypothesis_settings
 
 from service.database import Database
 from service.settings import Settings
+from tests.corpora import make_corpora
 from tests.databases import KINDS, Databases, MissingPrograms, Server
+from tests.rows import Rows
 
 hypothesis_settings.register_profile("einsearch", derandomize=True, max_examples=80, deadline=None, print_blob=False)
 hypothesis_settings.load_profile("einsearch")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_from_outside() -> Iterator[None]:
+    """The settings of the shell that runs the tests are none of theirs."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in [name for name in os.environ if name.startswith("EINSEARCH_")]:
+            environment.delenv(name)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -48,18 +59,18 @@ def database(database_url: str) -> Iterator[Database]:
 
 
 @pytest.fixture
-def corpora_dir(tmp_path: Path) -> Path:
-    """A directory that the operator allows, with one text in it: ``corpus.txt``."""
-    folder = tmp_path / "corpora"
-    folder.mkdir()
-    lines = (f"{number} times {number} is {number * number}.\n" for number in range(400))
-    (folder / "corpus.txt").write_text("".join(lines), encoding="ascii")
-    return folder
+def rows(database: Database) -> Rows:
+    """Writes rows into the fresh database."""
+    return Rows(database)
 
 
 @pytest.fixture
-def settings(database_url: str, tmp_path: Path, corpora_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def corpora_dir(tmp_path: Path) -> Path:
+    """A directory that the operator allows, with one text in it: ``corpus.txt``."""
+    return make_corpora(tmp_path / "corpora")
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path, corpora_dir: Path) -> Settings:
     """The settings of a service on a fresh database."""
-    for name in [name for name in os.environ if name.startswith("EINSEARCH_")]:
-        monkeypatch.delenv(name)
     return Settings(home=tmp_path / "home", database_url=database_url, corpora_dir=corpora_dir)
