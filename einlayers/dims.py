@@ -95,9 +95,16 @@ def resolve(theta: Theta, d_in: int, d_out: int, policy: Policy = "exact") -> Di
         raise FieldError("policy", expected=f"one of {get_args(Policy)}", got=policy)
     if policy == "round":
         return _round(theta, d_in, d_out)
+    canonical, is_swapped = _exact_form(theta)
+    dims = _exact(canonical, d_in, d_out)
+    return dims.swapped() if is_swapped else dims
+
+
+@lru_cache(maxsize=4096)
+def _exact_form(theta: Theta) -> tuple[Theta, bool]:
+    """The canonical, exactly normalised theta, and whether that exchanged the factors: theta and swap get one answer."""
     canonical = theta.canonical()
-    dims = _exact(canonical.normalised(), d_in, d_out)
-    return dims if canonical == theta else dims.swapped()
+    return canonical.normalised(), canonical != theta
 
 
 def _round(theta: Theta, d_in: int, d_out: int) -> Dims:
@@ -146,14 +153,20 @@ def _groups(exponents: tuple[float, float, float], d: int) -> list[tuple[float, 
     log_d = math.log(d)
     # The largest axis is what the others leave over: every product is then at least d, and next to it.
     free = sorted((i for i in range(3) if exponents[i] > _ZERO), key=lambda i: exponents[i])
+    *leading, last = free
+    options = [
+        [(size, (math.log(size) - exponents[i] * log_d) ** 2) for size in _window(d ** exponents[i], len(free))]
+        for i in leading
+    ]
     scored: list[tuple[float, Sequence[int]]] = []
-    for sizes in product(*(_window(d ** exponents[i], len(free)) for i in free[:-1])):
-        last = -(-d // math.prod(sizes))
+    for chosen in product(*options):
+        rest = -(-d // math.prod(size for size, _ in chosen))
         triple = [1, 1, 1]
-        deviation = 0.0
-        for i, size in zip(free, (*sizes, last), strict=True):
+        triple[last] = rest
+        deviation = (math.log(rest) - exponents[last] * log_d) ** 2
+        for i, (size, share) in zip(leading, chosen, strict=True):
             triple[i] = size
-            deviation += (math.log(size) - exponents[i] * log_d) ** 2
+            deviation += share
         padding = math.prod(triple) / d - 1
         price = _PADDING_BASE + _PADDING_PRICE * padding if padding else 0.0
         # Rounding makes ties between mirrored triples exact, so that the cheaper one wins and not float noise.

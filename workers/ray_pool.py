@@ -120,6 +120,14 @@ class RayPool:
         """See ``Pool.close``."""
         ray.shutdown()
 
+    def slots(self) -> list[str]:
+        """The names of the slots that there are."""
+        return list(self._slots)
+
+    def remove(self, name: str) -> None:
+        """End a slot, with whatever it runs, and free its resources."""
+        ray.kill(self._slots.pop(name).actor)
+
     def _collect(self, name: str, handle: _SlotHandle, done: set[Any]) -> list[Event]:
         events: list[Event] = []
         if handle.look in done:
@@ -160,7 +168,7 @@ class RayPool:
             handle.starting = None
         except RayError as error:
             logger.warning("%s did not start: %s", name, _first_line(error))
-            self._remove(name)
+            self.remove(name)
 
     def _look_at_running(self) -> None:
         if time.monotonic() < self._next_look:
@@ -184,7 +192,7 @@ class RayPool:
                 view: SlotView = ray.get(views[name], timeout=max(0.0, deadline - time.monotonic()))
             except (RayError, GetTimeoutError) as error:
                 logger.warning("%s cannot be adopted: %s", name, _first_line(error))
-                self._remove(name)
+                self.remove(name)
                 continue
             handle.resources, handle.key = view.resources, view.key
             if view.key:
@@ -206,9 +214,6 @@ class RayPool:
     def _view(self, actor: Any) -> Any:
         return actor.view.options(concurrency_group="control").remote()
 
-    def _remove(self, name: str) -> None:
-        ray.kill(self._slots.pop(name).actor)
-
     def _make_room(self, resources: Resources) -> bool:
         """Whether one more slot fits, after idle slots of other shapes were given up where that helps."""
         if not _fits(resources, self._cluster_capacity()):
@@ -217,7 +222,7 @@ class RayPool:
         while not _fits(resources, self._free()):
             if not idle:
                 return False
-            self._remove(idle.pop())
+            self.remove(idle.pop())
         return True
 
     def _free(self) -> dict[str, float]:
