@@ -6,7 +6,9 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
 
 from api import health, searches, structures, trials
 from api.errors import Problem, add_handlers
@@ -30,7 +32,10 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         database.close()
 
-    app = FastAPI(
+    # FastAPI's own documentation page loads its script from a public server; this one brings it along.
+    app = FastAPIOffline(
+        docs_url="/docs",
+        redoc_url=None,
         title="einsearch",
         version=version("einsearch"),
         description=DESCRIPTION,
@@ -41,9 +46,14 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     for module in (searches, trials, structures, health):
         app.include_router(module.router)
+    app.add_api_route("/", _root, include_in_schema=False)
     add_handlers(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
     return app
+
+
+def _root() -> RedirectResponse:
+    return RedirectResponse("/docs")
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -10,6 +10,7 @@ import logging
 import statistics
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import ray
@@ -34,9 +35,7 @@ WARM = 5
 def main(num_trials: int) -> None:
     """Measure both samplers and print a line for each."""
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    print(
-        f"{'sampler':8} {'trials':>6} {'median ms':>10} {'mean ms':>8} {'p90 ms':>7} {'trial itself ms':>16}  goal {GOAL_MS:g} ms"
-    )
+    print("sampler  trials  median ms  mean ms  p90 ms  trial itself ms")
     samplers: list[SamplerSpec] = [RandomSampling(), Tpe()]
     with tempfile.TemporaryDirectory() as folder:
         for sampler in samplers:
@@ -45,7 +44,8 @@ def main(num_trials: int) -> None:
             verdict = "ok" if mean <= GOAL_MS else "MISSED"
             print(
                 f"{sampler.kind:8} {len(overheads):6} {median:10.1f} {mean:8.1f} "
-                f"{statistics.quantiles(overheads, n=10)[-1]:7.1f} {statistics.median(durations):16.1f}  {verdict}"
+                f"{statistics.quantiles(overheads, n=10)[-1]:7.1f} {statistics.median(durations):16.1f}  "
+                f"{verdict}: the goal is a mean of at most {GOAL_MS:g} ms"
             )
     ray.shutdown()
 
@@ -80,8 +80,8 @@ def _measure(folder: Path, sampler: SamplerSpec, num_trials: int) -> tuple[list[
 def _overheads(trials: list[Trial]) -> tuple[list[float], list[float]]:
     starts = [trial.attempts[0].started_at for trial in trials]
     seconds = [trial.attempts[0].seconds or 0.0 for trial in trials]
-    between = [(after - before).total_seconds() for before, after in zip(starts, starts[1:], strict=False)]
-    return [1e3 * (gap - own) for gap, own in zip(between, seconds, strict=False)], [1e3 * own for own in seconds]
+    between = [(after - before).total_seconds() for before, after in pairwise(starts)]
+    return [1e3 * (gap - own) for gap, own in zip(between, seconds[:-1], strict=True)], [1e3 * own for own in seconds]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from typing import Protocol
 
 from search.spec import Resources
 from search.trial import Outcome, Report, TrialSpec
-from workers.evaluate import evaluate
 from workers.workspace import Workspace
 
 
@@ -85,6 +84,9 @@ class Pool(Protocol):
 
 def run_assignment(spec: TrialSpec, workspace: Workspace, **options: object) -> Outcome:
     """Evaluate ``spec``; a fault of the code becomes a failed outcome with its traceback."""
+    # Torch comes with it; the runner, which needs the rest of this module, has none in its image.
+    from workers.evaluate import evaluate
+
     try:
         return evaluate(spec, workspace, **options)  # type: ignore[arg-type]  # evaluate's own keywords, passed through
     except Exception:

@@ -195,6 +195,12 @@ class TestImages:
         }
         assert {name: SERVICES[name]["image"] for name in targets} == {n: f"einsearch-{t}" for n, t in targets.items()}
 
+    def test_our_images_are_built_here_and_never_pulled(self) -> None:
+        ours = {
+            name for name, service in SERVICES.items() if service.get("pull_policy") == "build" and "build" in service
+        }
+        assert ours == set(SERVICES) - {"postgres"}
+
     def test_the_wheel_holds_every_package(self) -> None:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())
         packages = {
