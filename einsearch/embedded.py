@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -111,7 +112,7 @@ class Embedded:
         self._await(api, lambda: self._is_ready(), _READY_WITHIN)
         self._await(self._ray, lambda: bool(self._ray_address()), _RAY_WITHIN)
         self._environment["EINSEARCH_RAY_ADDRESS"] = self._ray_address()
-        self._launch("runner", [sys.executable, "-m", "service.runner"])
+        self._runner = self._launch("runner", [sys.executable, "-m", "service.runner"])
 
     def _take_home(self) -> IO[str]:
         lock = (self._home / "up.lock").open("a+")
@@ -234,13 +235,20 @@ class Embedded:
                     self._restart(child)
 
     def _restart(self, child: _Child) -> None:
+        _kill_rest(child)
         if child is self._ray:
-            shutil.rmtree(self._ray_dir, ignore_errors=True)
-            self._ray_dir.mkdir(mode=0o700)
+            self._renew_ray_dir()
         self._spawn(child)
         if child is self._ray:
             self._await(child, lambda: bool(self._ray_address()), _RAY_WITHIN)
             self._environment["EINSEARCH_RAY_ADDRESS"] = self._ray_address()
+            # The runner would notice within a minute that its cluster is gone; the next one finds the new cluster at once.
+            assert self._runner.process is not None
+            self._runner.process.kill()
+
+    def _renew_ray_dir(self) -> None:
+        shutil.rmtree(self._ray_dir, ignore_errors=True)
+        self._ray_dir.mkdir(mode=0o700)
 
     def _stop(self) -> None:
         self._closing.set()
@@ -263,10 +271,18 @@ def _end(child: _Child) -> None:
     try:
         process.wait(_STOP_WITHIN)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
+    _kill_rest(child)
     if process.stdin:
         process.stdin.close()
+
+
+def _kill_rest(child: _Child) -> None:
+    """End what a dead child has left behind: it was the leader of a group of its own."""
+    assert child.process is not None
+    with suppress(ProcessLookupError):
+        os.killpg(child.process.pid, signal.SIGKILL)
 
 
 def _free_port(host: str, *, preferred: int = 0) -> int:

@@ -19,7 +19,8 @@ def main(command: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     threading.Thread(target=_stop_at_end_of_input, args=(child,), daemon=True).start()
-    return child.wait()
+    status = child.wait()
+    return status if status >= 0 else 128 - status  # as a shell tells a death by signal
 
 
 def _stop_at_end_of_input(child: "subprocess.Popen[bytes]") -> None:

@@ -107,7 +107,11 @@ class EmbeddedService:
     def child(self, command: str) -> Process:
         """The process below this service whose command line holds this text, once there is one."""
         return wait_for(
-            lambda: [process for process in descendants(self.process.pid) if command in process.command],
+            lambda: [
+                process
+                for process in descendants(self.process.pid)
+                if command in process.command and "einsearch.leash" not in process.command
+            ],
             what=f"a process {command}",
         )[0]
 

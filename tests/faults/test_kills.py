@@ -80,6 +80,16 @@ class TestKillOfTheAPI:
         assert {len(trial["attempts"]) for trial in trials} == {1}
 
 
+class TestKillOfRay:
+    def test_runs_the_lost_trials_again_on_the_next_cluster(self, service: EmbeddedService) -> None:
+        search_id = service.submit("ray killed", trials=NUM_TRIALS, train_flops=LONG_ENOUGH)
+        running = service.wait_until_running(search_id)
+        victim = service.child("bin/ray start")
+        victim.kill()
+        trials = assert_exactly_the_budget(service, search_id)
+        assert [trial["id"] for trial in trials if len(trial["attempts"]) > 1 and trial["id"] in running]
+
+
 class TestKillOfEverything:
     def test_leaves_no_process_and_the_next_start_goes_on(self, tmp_path: Path) -> None:
         with embedded_service(tmp_path / "home") as service:
