@@ -63,6 +63,8 @@ def up(
     """Start API, runner and a local Ray; Ctrl-C stops them, and starting again goes on where they stopped."""
     stop = _stop_on_signals()
     options = Options(home=home, host=host, port=port, slots=slots, gpus=gpus)
+    if host not in ("127.0.0.1", "::1", "localhost"):
+        _say(f"warning: whoever reaches {host} can use this service; it does not ask who they are yet")
     with Embedded(options, say=_say) as service:
         _introduce(service)
         stop.wait()

@@ -232,7 +232,10 @@ class Embedded:
                     )
                 elif time.monotonic() >= child.not_before:
                     child.not_before = 0.0
-                    self._restart(child)
+                    try:
+                        self._restart(child)
+                    except CannotStart as error:
+                        self._say(str(error))
 
     def _restart(self, child: _Child) -> None:
         _kill_rest(child)

@@ -32,12 +32,17 @@ def follow(client: Client, search_ids: Sequence[str], console: Console) -> list[
         TextColumn("best loss {task.fields[best]}"),
         TextColumn("{task.fields[left]}"),
     )
-    with Progress(*columns, console=console) as progress:
+    # Where there is no terminal to redraw a bar on, such as in CI, a new line tells of every step.
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bars = {search_id: progress.add_task("", total=None, best="-", left="") for search_id in search_ids}
+        told: list[Search] = []
         while True:
             found = [client.search(search_id) for search_id in search_ids]
             for search in found:
                 _update(progress, bars[search["id"]], search)
+            if not console.is_terminal and [s["progress"] for s in found] != [s["progress"] for s in told]:
+                console.print(progress.get_renderable())
+                told = found
             if all(search["state"] in FINAL_STATES for search in found):
                 return found
             time.sleep(POLL_SECONDS)

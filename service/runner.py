@@ -80,7 +80,6 @@ class Runner:
         with self._database.read() as session:
             search = repositories.search_by_id(session, search_id)
             wanted = _num_wanted(session, search)
-            past = repositories.history(session, search_id)
         if wanted <= 0:
             self._conclude_if_done(search_id)
             return False
@@ -88,6 +87,8 @@ class Runner:
         if slot is None:
             self._explain_waiting(search, self._pool.missing(search.spec.resources))
             return False
+        with self._database.read() as session:
+            past = repositories.history(session, search_id)
         waiting = any(trial.state is TrialState.PROPOSED for trial in past)
         # Outside of any transaction: a sampler may take its time, and nobody else should have to wait for it.
         proposal = None if waiting else propose(search.spec, past, lambda: make_sampler(search.spec.sampler))
