@@ -59,6 +59,11 @@ class Progress:
         """How many trials ended, one way or another."""
         return sum(count for state, count in self.counts.items() if state.is_final)
 
+    @property
+    def alive(self) -> int:
+        """How many trials run or wait."""
+        return sum(count for state, count in self.counts.items() if not state.is_final)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedStructure:

@@ -19,6 +19,7 @@ from service.database import Database
 from service.exclusive import only_runner
 from service.models import Search, StopReason, Trial
 from service.parent import stop_with_parent
+from service.repositories import Progress as SearchProgress
 from service.settings import Settings
 from workers.pool import Assignment, Event, Finished, Lost, Pool, Progress
 from workers.workspace import Workspace
@@ -79,9 +80,11 @@ class Runner:
         """Start the next trial of a search, if it wants one and there is a slot."""
         with self._database.read() as session:
             search = repositories.search_by_id(session, search_id)
-            wanted = _num_wanted(session, search)
+            progress = repositories.progress_of(session, [search])[search_id]
+        wanted = _num_wanted(search, progress)
         if wanted <= 0:
-            self._conclude_if_done(search_id)
+            if progress.alive == 0:
+                self._conclude(search_id)
             return False
         slot = self._pool.reserve(search.spec.resources, wanted=wanted)
         if slot is None:
@@ -116,12 +119,11 @@ class Runner:
             attempt = trials.start(session, trial, slot)
             return _assignment(attempt.id, trial, search)
 
-    def _conclude_if_done(self, search_id: str) -> None:
+    def _conclude(self, search_id: str) -> None:
         with self._database.write() as session:
             search = repositories.search_by_id(session, search_id, lock=True)
-            if search.state is SearchState.RUNNING and not _num_alive(session, search):
-                searches.conclude(session, search)
-                logger.info("search %s ended: %s, %s", search.id, search.state, search.reason)
+            if search.state is SearchState.RUNNING:
+                _end_search(session, search)
 
     def _wind_down(self, search_id: str) -> None:
         """Stop what runs of a search, drop what waits, and end it once nothing is left."""
@@ -131,8 +133,7 @@ class Runner:
                 trials.end(session, trial, TrialState.CANCELLED, "the search was cancelled")
             running = repositories.running_attempts(session, search.id)
             if not running:
-                searches.conclude(session, search)
-                logger.info("search %s ended: %s, %s", search.id, search.state, search.reason)
+                _end_search(session, search)
         for attempt in running:
             self._pool.stop(attempt.id)
 
@@ -152,19 +153,17 @@ class Runner:
                     trials.record_loss(session, key, reason)
 
 
-def _num_wanted(session: Session, search: Search) -> int:
+def _num_wanted(search: Search, progress: SearchProgress) -> int:
     """How many more trials of a search may start now, within its concurrency and its budget."""
-    running = repositories.num_trials(session, search.id, TrialState.RUNNING)
-    waiting = repositories.num_trials(session, search.id, TrialState.PROPOSED)
-    if search.reason is not None:
-        unproposed = 0
-    else:
-        unproposed = search.spec.budget.max_trials - repositories.num_trials(session, search.id)
+    running, waiting = progress.counts.get(TrialState.RUNNING, 0), progress.counts.get(TrialState.PROPOSED, 0)
+    # A running search has a reason to stop once nothing new is left to propose.
+    unproposed = 0 if search.reason else progress.max_trials - progress.alive - progress.finished
     return min(search.spec.concurrency - running, waiting + unproposed)
 
 
-def _num_alive(session: Session, search: Search) -> int:
-    return repositories.num_trials(session, search.id, TrialState.RUNNING, TrialState.PROPOSED)
+def _end_search(session: Session, search: Search) -> None:
+    searches.conclude(session, search)
+    logger.info("search %s ended: %s, %s", search.id, search.state, search.reason)
 
 
 def _assignment(attempt_id: str, trial: Trial, search: Search) -> Assignment:
