@@ -9,12 +9,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from heapq import nsmallest
 from itertools import product
 from typing import Literal, get_args
 
 from einlayers.errors import FieldError
 from einlayers.rank import Axes, generic_rank
-from einlayers.theta import Theta
+from einlayers.theta import AXES, Theta
 
 Policy = Literal["exact", "round"]
 
@@ -29,8 +30,6 @@ _CANDIDATES = 8
 """How many axis triples per side enter the joint choice; more than the best is needed only for the rank."""
 
 _ZERO = 1e-9
-
-_AXES = ("alpha", "beta", "gamma", "delta", "epsilon", "phi", "rho")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +133,7 @@ def _exact(theta: Theta, d_in: int, d_out: int) -> Dims:
     if _promises_full_rank(theta, d_in, d_out) and generic_rank(axes, d_in, d_out) < min(d_in, d_out):
         full = (other for other in _ordered(groups) if generic_rank(other, d_in, d_out) == min(d_in, d_out))
         axes = next(full, axes)
-    return Dims(**dict(zip(_AXES, axes, strict=True)), d_in=d_in, d_out=d_out)
+    return Dims(**dict(zip(AXES, axes, strict=True)), d_in=d_in, d_out=d_out)
 
 
 def _ordered(groups: Iterable[Sequence[tuple[float, Sequence[int]]]]) -> list[Axes]:
@@ -152,31 +151,35 @@ def _groups(exponents: tuple[float, float, float], d: int) -> list[tuple[float, 
     """The best axis triples of one side, with their scores; an axis of exponent 0 has size 1."""
     log_d = math.log(d)
     # The largest axis is what the others leave over: every product is then at least d, and next to it.
-    free = sorted((i for i in range(3) if exponents[i] > _ZERO), key=lambda i: exponents[i])
-    *leading, last = free
+    *leading, last = sorted((i for i in range(3) if exponents[i] > _ZERO), key=lambda i: exponents[i])
     options = [
-        [(size, (math.log(size) - exponents[i] * log_d) ** 2) for size in _window(d ** exponents[i], len(free))]
+        [(size, (math.log(size) - exponents[i] * log_d) ** 2) for size in _window(d ** exponents[i], len(leading))]
         for i in leading
     ]
-    scored: list[tuple[float, Sequence[int]]] = []
-    for chosen in product(*options):
-        rest = -(-d // math.prod(size for size, _ in chosen))
+    firsts, seconds = [*options, [(1, 0.0)], [(1, 0.0)]][:2]
+    scored = []
+    for first, first_deviation in firsts:
+        for second, second_deviation in seconds:
+            product_so_far = first * second
+            rest = -(-d // product_so_far)
+            score = first_deviation + second_deviation + (math.log(rest) - exponents[last] * log_d) ** 2
+            if rest * product_so_far != d:
+                score += _PADDING_BASE + _PADDING_PRICE * (rest * product_so_far / d - 1)
+            scored.append((score, first, second, rest))
+    best: list[tuple[float, Sequence[int]]] = []
+    for score, *sizes, rest in nsmallest(_CANDIDATES, scored):
         triple = [1, 1, 1]
         triple[last] = rest
-        deviation = (math.log(rest) - exponents[last] * log_d) ** 2
-        for i, (size, share) in zip(leading, chosen, strict=True):
+        for i, size in zip(leading, sizes, strict=False):
             triple[i] = size
-            deviation += share
-        padding = math.prod(triple) / d - 1
-        price = _PADDING_BASE + _PADDING_PRICE * padding if padding else 0.0
         # Rounding makes ties between mirrored triples exact, so that the cheaper one wins and not float noise.
-        scored.append((round(deviation + price, 9), tuple(triple)))
-    return sorted(scored)[:_CANDIDATES]
+        best.append((round(score, 9), tuple(triple)))
+    return sorted(best)
 
 
-def _window(target: float, num_free: int) -> range:
+def _window(target: float, num_leading: int) -> range:
     """The sizes worth trying for an axis: up to twice its target and down to a quarter of it (a half, of three axes)."""
-    return range(max(1, int(target / (4 if num_free == 2 else 2))), math.ceil(2 * target) + 1)
+    return range(max(1, int(target / (4 if num_leading == 1 else 2))), math.ceil(2 * target) + 1)
 
 
 def _ranks(exponent: float, d: int) -> list[tuple[float, Sequence[int]]]:

@@ -7,7 +7,7 @@ touches: alpha XA, beta XB, gamma XAB, delta YA, epsilon YB, phi YAB, rho AB.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
 
@@ -15,6 +15,10 @@ from einlayers.errors import FieldError
 
 SUM_TOLERANCE = 1e-2
 """How far a group of exponents may be from 1: the papers write 1/3 as 0.33 (2410.02117, reference code)."""
+
+
+AXES = ("alpha", "beta", "gamma", "delta", "epsilon", "phi", "rho")
+"""The names of the axes, in the order that holds everywhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +40,11 @@ class Theta:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name, value in zip(AXES, self.exponents, strict=True):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise FieldError(field.name, expected="a finite exponent between 0 and 1", got=value)
+                raise FieldError(name, expected="a finite exponent between 0 and 1", got=value)
             # -0.0 and 0 would be equal values with two spellings in JSON; adding 0.0 makes them one.
-            object.__setattr__(self, field.name, float(value) + 0.0)
+            object.__setattr__(self, name, float(value) + 0.0)
         _check_sum("alpha + beta + gamma", self.alpha, self.beta, self.gamma)
         _check_sum("delta + epsilon + phi", self.delta, self.epsilon, self.phi)
 
@@ -56,7 +59,7 @@ class Theta:
             return NAMED[text]
         parts = text.strip().removeprefix("(").removesuffix(")").replace(",", "|").split("|")
         expected = f"seven exponents such as (0.5|0|0.5|0|0.5|0.5|0), or one of {', '.join(NAMED)}"
-        if len(parts) != len(fields(cls)):
+        if len(parts) != len(AXES):
             raise FieldError("theta", expected=expected, got=text)
         try:
             # Not every number through Fraction, which would write 1e5000000 out in full.

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from einlayers.theta import Theta
+from einlayers.theta import AXES, Theta
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -173,7 +173,7 @@ class Client:
 
     def describe(self, theta: Theta, d_in: int, d_out: int) -> dict[str, Any]:
         """What follows from a structure and two widths: dims, cost, rank, taxonomy, family, muP rules, the einsum."""
-        body = {"theta": dict(zip(_EXPONENTS, theta.exponents, strict=True)), "d_in": d_in, "d_out": d_out}
+        body = {"theta": dict(zip(AXES, theta.exponents, strict=True)), "d_in": d_in, "d_out": d_out}
         return self._call("POST", "/v1/structures:describe", json=body)
 
     def is_ready(self) -> bool:
@@ -205,9 +205,6 @@ class Client:
                 raise Unreachable(f"what answers at {self.url} is not einsearch: HTTP {response.status_code}")
             raise Refused(cast(Problem, body))
         return cast(dict[str, Any], body)
-
-
-_EXPONENTS = ("alpha", "beta", "gamma", "delta", "epsilon", "phi", "rho")
 
 
 def _path(kind: str, identifier: str) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from einlayers.theta import Theta
+from einlayers.theta import AXES, Theta
 from einsearch.client import Client, Ranked, Search
 
 POLL_SECONDS = 0.5
@@ -94,14 +94,13 @@ def show_description(console: Console, description: dict[str, Any]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
-    axes = ("alpha", "beta", "gamma", "delta", "epsilon", "phi", "rho")
     padding = f"inputs {description['padding_in']:.2%}, outputs {description['padding_out']:.2%}"
     rows = {
         "family": description["family"],
         "theta": str(Theta(**description["theta"])),
         "taxonomy": f"omega {taxonomy['omega']:.4g}, psi {taxonomy['psi']:.4g}, nu {taxonomy['nu']:.4g}",
         "layer": f"{dims['d_in']} -> {dims['d_out']}",
-        "dims": ", ".join(f"{axis} {dims[axis]}" for axis in axes),
+        "dims": ", ".join(f"{axis} {dims[axis]}" for axis in AXES),
         "padding": padding,
         "rank": f"{description['rank']} of {min(dims['d_in'], dims['d_out'])}",
         "params": f"{cost['params']:,} ({cost['params'] / description['dense_params']:.2%} of dense)",

@@ -8,6 +8,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 
 from einlayers.theta import NAMED, Theta
 from search.samplers.base import Observation, Sampler
@@ -16,10 +17,10 @@ from search.spec import SearchSpec
 from search.states import TrialState
 from search.structure import Structure, structure_of
 
-_SAMPLER_TRIES = 20
-_UNIFORM_TRIES = 200
+_SAMPLER_TRIES = 6
+_EVEN_TRIES = 250
 """How many points may be refused in a row: first the sampler's, which may insist on what is known already, then points
-drawn uniformly. When these are all refused too, the space counts as exhausted."""
+spread over the whole space. When these are all refused too, the space counts as exhausted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,16 +89,25 @@ def _next_structure(spec: SearchSpec, history: Sequence[PastTrial], make_sampler
 def _units(
     spec: SearchSpec, history: Sequence[PastTrial], subspace: Subspace, make_sampler: MakeSampler
 ) -> Iterator[Unit]:
-    """Points to try for one proposal, in order; each from a seed of its own."""
-    sampler = make_sampler()
+    """Points to try for one proposal, in order, all from one seed."""
+    seed = derive_seed(spec.sampler.seed, "proposal", len(history))
     observed, pending = _seen(spec, history)
-    for attempt in range(_SAMPLER_TRIES + _UNIFORM_TRIES):
-        seed = derive_seed(spec.sampler.seed, "proposal", len(history), attempt)
-        if attempt < _SAMPLER_TRIES:
-            yield sampler.ask(observed, pending, subspace.num_coordinates, seed)
-        else:
-            uniform = random.Random(seed)
-            yield tuple(uniform.random() for _ in range(subspace.num_coordinates))
+    yield from islice(make_sampler().ask(observed, pending, subspace.num_coordinates, seed), _SAMPLER_TRIES)
+    yield from islice(_even_points(subspace.num_coordinates, seed), _EVEN_TRIES)
+
+
+def _even_points(num_coordinates: int, seed: int) -> Iterator[Unit]:
+    """Points that fill the cube evenly, from a random start: an additive recurrence with the generalised golden ratio.
+
+    Even, so that a region of share p is met within about 1/p points and not only probably.
+    """
+    ratio = 2.0
+    for _ in range(64):
+        ratio = (1 + ratio) ** (1 / (num_coordinates + 1))
+    draw = random.Random(seed)
+    start = [draw.random() for _ in range(num_coordinates)]
+    for n in count(1):
+        yield tuple((start[i] + n * ratio ** -(i + 1)) % 1 for i in range(num_coordinates))
 
 
 def _seen(spec: SearchSpec, history: Sequence[PastTrial]) -> tuple[list[Observation], list[Unit]]:

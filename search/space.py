@@ -8,6 +8,7 @@ non-degenerate range, 0 to min(alpha, epsilon): beyond it a structure costs as m
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 from einlayers.theta import Theta
@@ -47,7 +48,7 @@ class Full:
 
     def to_unit(self, theta: Theta) -> Unit | None:
         """The point of any non-degenerate theta, in its canonical form."""
-        canonical = theta.canonical().normalised()
+        canonical = _canonical(theta)
         rank = _rank_coordinate(canonical)
         if rank is None:
             return None
@@ -66,7 +67,7 @@ class Btt:
 
     def to_unit(self, theta: Theta) -> Unit | None:
         """The point of a theta with beta = delta = 0."""
-        canonical = theta.canonical().normalised()
+        canonical = _canonical(theta)
         rank = _rank_coordinate(canonical)
         if rank is None or max(canonical.beta, canonical.delta) > _ZERO:
             return None
@@ -85,7 +86,7 @@ class LowRank:
 
     def to_unit(self, theta: Theta) -> Unit | None:
         """The point of a theta with alpha = epsilon = 1."""
-        canonical = theta.canonical().normalised()
+        canonical = _canonical(theta)
         return (canonical.rho,) if min(canonical.alpha, canonical.epsilon) > 1 - _ZERO else None
 
 
@@ -102,7 +103,7 @@ class TensorTrain:
 
     def to_unit(self, theta: Theta) -> Unit | None:
         """The point of a theta with gamma = phi = 0."""
-        canonical = theta.canonical().normalised()
+        canonical = _canonical(theta)
         rank = _rank_coordinate(canonical)
         if rank is None or max(canonical.gamma, canonical.phi) > _ZERO:
             return None
@@ -118,6 +119,12 @@ SUBSPACES: Mapping[str, Subspace] = {
 """The regions that a search can name."""
 
 _ZERO = 1e-9
+
+
+@lru_cache(maxsize=65536)
+def _canonical(theta: Theta) -> Theta:
+    # Every ask places the whole history anew; it would be the same work every time.
+    return theta.canonical().normalised()
 
 
 def _theta(

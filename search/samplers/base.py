@@ -1,6 +1,6 @@
 """The contract of every sampler: history in, a point of the unit cube out; the same arguments give the same point."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,11 @@ class Observation:
 class Sampler(Protocol):
     """Proposes points. Keeps nothing between calls: what it knows is what it is given."""
 
-    def ask(self, observed: Sequence[Observation], pending: Sequence[Unit], num_coordinates: int, seed: int) -> Unit:
-        """The next point, of ``num_coordinates`` in [0, 1], given what was observed and what is still being tried."""
+    def ask(
+        self, observed: Sequence[Observation], pending: Sequence[Unit], num_coordinates: int, seed: int
+    ) -> Iterator[Unit]:
+        """Points of ``num_coordinates`` in [0, 1] for the next trial, given what was observed and what is being tried.
+
+        Endless; the first is the best, the others are for when it is refused, because its structure is known already.
+        """
         ...

@@ -4,8 +4,7 @@ Rebuilding costs milliseconds and buys that a proposal depends on nothing but it
 be recomputed. Optuna's own storage is not used: our tables are the truth.
 """
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 
 import optuna
@@ -19,23 +18,31 @@ from search.space import Unit
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC).replace(tzinfo=None)
 
 
+class _Told(FrozenTrial):
+    """A trial that nobody changes. The study copies what it is told, trial by trial, at every ask; here it need not."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "_Told":
+        return self
+
+
 class OptunaBacked:
     """Any Optuna sampler, made anew from a seed for every ask."""
 
     def __init__(self, make: Callable[[int], BaseSampler]) -> None:
         self._make = make
 
-    def ask(self, observed: Sequence[Observation], pending: Sequence[Unit], num_coordinates: int, seed: int) -> Unit:
-        """The next point; see ``Sampler.ask``."""
+    def ask(
+        self, observed: Sequence[Observation], pending: Sequence[Unit], num_coordinates: int, seed: int
+    ) -> Iterator[Unit]:
+        """The next points; see ``Sampler.ask``. One that was refused counts as pending for those after it."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         space: dict[str, BaseDistribution] = {f"u{i}": FloatDistribution(0, 1) for i in range(num_coordinates)}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study = optuna.create_study(sampler=self._make(seed))
-            study.add_trials([_frozen(i, o.unit, space, o.loss) for i, o in enumerate(observed)])
-            study.add_trials([_running(len(observed) + i, unit, space) for i, unit in enumerate(pending)])
+        study = optuna.create_study(sampler=self._make(seed))
+        study.add_trials([_frozen(i, o.unit, space, o.loss) for i, o in enumerate(observed)])
+        study.add_trials([_running(len(observed) + i, unit, space) for i, unit in enumerate(pending)])
+        while True:
             params = study.ask(fixed_distributions=space).params
-        return tuple(float(params[name]) for name in space)
+            yield tuple(float(params[name]) for name in space)
 
 
 def _frozen(number: int, unit: Unit, space: dict[str, BaseDistribution], loss: float | None) -> FrozenTrial:
@@ -50,7 +57,7 @@ def _running(number: int, unit: Unit, space: dict[str, BaseDistribution]) -> Fro
 def _trial(
     number: int, unit: Unit, space: dict[str, BaseDistribution], state: TrialState, value: float | None
 ) -> FrozenTrial:
-    return FrozenTrial(
+    return _Told(
         number=number,
         trial_id=number,
         state=state,

@@ -46,15 +46,15 @@ class TestTpe(SamplerContract):
                 Observation(unit=observation.unit, loss=None if observation.unit[0] > 0.5 else observation.loss)
                 for observation in _searched(Random(), seed)
             ]
-            proposals += [sampler.ask(history, [], 2, 10_000 + attempt) for attempt in range(10)]
+            proposals += [next(sampler.ask(history, [], 2, 10_000 + attempt)) for attempt in range(10)]
         assert sum(unit[0] <= 0.5 for unit in proposals) > 0.6 * len(proposals)
 
     def test_is_uniform_until_it_has_seen_enough(self) -> None:
         history = _searched(Random(), 0)[:9]
         late, early = make_sampler(Tpe(startup_trials=10)), make_sampler(Tpe(startup_trials=5))
         uniform = make_sampler(Random())
-        assert late.ask(history, [], 2, 3) == late.ask([], [], 2, 3) == uniform.ask([], [], 2, 3)
-        assert early.ask(history, [], 2, 3) != late.ask(history, [], 2, 3)
+        assert next(late.ask(history, [], 2, 3)) == next(late.ask([], [], 2, 3)) == next(uniform.ask([], [], 2, 3))
+        assert next(early.ask(history, [], 2, 3)) != next(late.ask(history, [], 2, 3))
 
 
 class TestRandom(SamplerContract):
@@ -64,10 +64,10 @@ class TestRandom(SamplerContract):
 
     def test_does_not_look_at_the_history(self, sampler: Sampler) -> None:
         history = _searched(Random(), 0)
-        assert sampler.ask(history, [(0.5, 0.5)], 2, 3) == sampler.ask([], [], 2, 3)
+        assert next(sampler.ask(history, [(0.5, 0.5)], 2, 3)) == next(sampler.ask([], [], 2, 3))
 
     def test_covers_the_cube_evenly(self, sampler: Sampler) -> None:
-        units = [sampler.ask([], [], 2, seed) for seed in range(400)]
+        units = [next(sampler.ask([], [], 2, seed)) for seed in range(400)]
         quarters = [(x < 0.5, y < 0.5) for x, y in units]
         assert all(70 < quarters.count((left, low)) < 130 for left in (True, False) for low in (True, False))
 
@@ -76,13 +76,13 @@ def _searched(spec: SamplerSpec, seed: int) -> list[Observation]:
     """The history of minimising a bowl in the unit square."""
     sampler, history = make_sampler(spec), list[Observation]()
     for number in range(NUM_TRIALS):
-        x, y = sampler.ask(history, [], 2, 1000 * seed + number)
+        x, y = next(sampler.ask(history, [], 2, 1000 * seed + number))
         history.append(Observation(unit=(x, y), loss=(x - 0.7) ** 2 + (y - 0.3) ** 2))
     return history
 
 
 def _num_near(best: Unit, sampler: Sampler, history: list[Observation], pending: list[Unit]) -> int:
-    asked = [sampler.ask(history, pending, 2, 10_000 + seed) for seed in range(30)]
+    asked = [next(sampler.ask(history, pending, 2, 10_000 + seed)) for seed in range(30)]
     return sum(max(abs(a - b) for a, b in zip(unit, best, strict=True)) < 0.15 for unit in asked)
 
 

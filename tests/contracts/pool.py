@@ -1,0 +1,155 @@
+"""What every pool keeps: subclass, and give one fixture."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from search.proxies import FileCorpus
+from search.spec import Resources
+from search.trial import Outcome, OutcomeKind, TrialSpec
+from tests.waiting import wait_for
+from tests.workers.specs import micro_trial
+from workers.evaluate import evaluate
+from workers.pool import Assignment, Event, Finished, Lost, Pool, Progress
+from workers.workspace import Workspace
+
+WHOLE = Resources(cpus=1.5)
+"""More than half of the smallest pool of these tests, so that nothing fits beside it; and still one thread."""
+
+
+def assignment_of(key: str, spec: TrialSpec) -> Assignment:
+    return Assignment(key=key, label=f"trial {key}", spec=spec)
+
+
+@dataclass
+class Driver:
+    """Uses a pool as a runner does, and keeps all that it tells."""
+
+    pool: Pool
+    events: list[Event] = field(default_factory=list)
+
+    def wait(self) -> None:
+        """Hear what happened."""
+        self.events += self.pool.wait(0.05)
+
+    def reserve(self, resources: Resources = WHOLE) -> str:
+        """A slot with these resources, once there is one."""
+
+        def attempt() -> str | None:
+            slot = self.pool.reserve(resources, wanted=1)
+            if slot is None:
+                self.wait()
+            return slot
+
+        return str(wait_for(attempt, what=f"a slot with {resources}"))
+
+    def start(self, key: str, spec: TrialSpec, resources: Resources = WHOLE) -> str:
+        """Submit an assignment to a slot of its own; the slot."""
+        slot = self.reserve(resources)
+        self.pool.submit(slot, assignment_of(key, spec))
+        return slot
+
+    def end(self, key: str) -> Finished | Lost:
+        """The end of an assignment, once it is told."""
+
+        def attempt() -> list[Finished | Lost]:
+            self.wait()
+            return self.ends(key)
+
+        return wait_for(attempt, what=f"the end of {key}")[0]
+
+    def ends(self, key: str) -> list[Finished | Lost]:
+        """How often, and how, the end of an assignment was told so far."""
+        return [event for event in self.events if isinstance(event, (Finished, Lost)) and event.key == key]
+
+    def outcome(self, key: str) -> Outcome:
+        """The outcome of an assignment, which must not get lost."""
+        end = self.end(key)
+        assert isinstance(end, Finished), end
+        return end.outcome
+
+
+class PoolContract:
+    """An assignment goes in; progress comes out, and its end, once."""
+
+    @pytest.fixture
+    def make_pool(self) -> Callable[[Workspace], Pool]:
+        raise NotImplementedError("give the maker of the pool that is to keep the contract")
+
+    @pytest.fixture
+    def driver(self, make_pool: Callable[[Workspace], Pool], workspace: Workspace) -> Driver:
+        return Driver(make_pool(workspace))
+
+    def test_starts_with_nothing_to_do_and_nothing_to_tell(self, driver: Driver) -> None:
+        assert driver.pool.assignments() == {}
+        assert list(driver.pool.wait(0)) == []
+        assert driver.pool.missing(WHOLE) is None
+
+    def test_holds_an_assignment_from_its_start_until_its_end_is_told(self, driver: Driver) -> None:
+        slot = driver.start("a", micro_trial())
+        assert driver.pool.assignments() == {"a": slot}
+        driver.outcome("a")
+        assert driver.pool.assignments() == {}
+        driver.wait()
+        assert len(driver.ends("a")) == 1
+
+    def test_arrives_at_the_loss_that_evaluate_arrives_at(self, driver: Driver, workspace: Workspace) -> None:
+        driver.start("a", micro_trial("btt", seed=5))
+        outcome, expected = driver.outcome("a"), evaluate(micro_trial("btt", seed=5), workspace)
+        assert outcome.kind is OutcomeKind.COMPLETED
+        assert (outcome.loss, outcome.curve) == (expected.loss, expected.curve)
+
+    def test_tells_only_progress_that_is_on_the_curve_and_in_its_order(self, driver: Driver) -> None:
+        driver.start("a", micro_trial())
+        curve = list(driver.outcome("a").curve)
+        told = [event for event in driver.events if isinstance(event, Progress)]
+        assert {event.key for event in told} <= {"a"}
+        positions = [curve.index(event.report) for event in told]
+        assert positions == sorted(set(positions))
+        assert isinstance(driver.events[-1], Finished)
+
+    def test_gives_no_slot_away_twice(self, driver: Driver) -> None:
+        assert driver.start("a", micro_trial()) == driver.pool.assignments()["a"]
+        assert driver.pool.reserve(WHOLE, wanted=2) is None
+        driver.outcome("a")
+        driver.start("b", micro_trial())
+        assert driver.outcome("b").kind is OutcomeKind.COMPLETED
+
+    def test_reserves_without_obligation(self, driver: Driver) -> None:
+        assert driver.reserve() == driver.reserve()
+        assert driver.pool.assignments() == {}
+
+    def test_calls_what_cannot_be_trained_infeasible(self, driver: Driver) -> None:
+        driver.start("a", micro_trial(corpus=FileCorpus(path="nothing.txt")))
+        outcome = driver.outcome("a")
+        assert outcome.kind is OutcomeKind.INFEASIBLE
+        assert str(outcome.reason).startswith("path: expected ")
+
+    def test_survives_a_fault_and_tells_where_it_was(self, driver: Driver, workspace: Workspace) -> None:
+        workspace.cache_dir.write_text("a file where a folder should be")
+        driver.start("a", micro_trial())
+        outcome = driver.outcome("a")
+        assert outcome.kind is OutcomeKind.FAILED
+        assert str(outcome.reason).startswith("Traceback (most recent call last):")
+        assert "in evaluate" in str(outcome.reason)
+        assert "Error: " in str(outcome.reason).splitlines()[-1]
+        workspace.cache_dir.unlink()
+        driver.start("b", micro_trial())
+        assert driver.outcome("b").kind is OutcomeKind.COMPLETED
+
+    def test_cancels_what_is_stopped_and_nothing_else(self, driver: Driver) -> None:
+        driver.start("a", micro_trial(train_flops=1e18))
+        driver.pool.stop("a")
+        assert driver.outcome("a").kind is OutcomeKind.CANCELLED
+        driver.start("b", micro_trial())
+        assert driver.outcome("b").kind is OutcomeKind.COMPLETED
+
+    def test_does_not_mind_being_told_to_stop_what_it_does_not_run(self, driver: Driver) -> None:
+        driver.pool.stop("unknown")
+        driver.start("a", micro_trial())
+        driver.pool.stop("unknown")
+        assert driver.outcome("a").kind is OutcomeKind.COMPLETED
+        driver.pool.stop("a")
+        driver.wait()
+        assert len(driver.ends("a")) == 1
