@@ -12,6 +12,7 @@ from fastapi_offline import FastAPIOffline
 
 from api import health, searches, structures, trials
 from api.errors import Problem, add_handlers
+from api.limits import BodyLimit
 from service.database import Database
 from service.settings import Settings
 
@@ -47,6 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
     for module in (searches, trials, structures, health):
         app.include_router(module.router)
     app.add_api_route("/", _root, include_in_schema=False)
+    app.add_middleware(BodyLimit)
     add_handlers(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
     return app

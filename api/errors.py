@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-from einlayers.errors import FieldError
+from einlayers.errors import FieldError, shorten
 from service.errors import FieldProblem, InvalidValue, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
@@ -95,8 +95,14 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    code = HTTPStatus(error.status_code).name.lower()
+    if error.status_code == 400:  # FastAPI's, for a body that json refuses with more than a syntax error
+        return _problem(400, "malformed_body", "the body is not JSON that can be read: not UTF-8, or nested too deep")
+    code = _CODES.get(error.status_code) or HTTPStatus(error.status_code).name.lower()
     return _problem(error.status_code, code, str(error.detail), headers=error.headers)
+
+
+# Python renamed this status in 3.13; our code for it stays.
+_CODES = {413: "content_too_large"}
 
 
 async def _database_error(request: Request, error: Exception) -> JSONResponse:
@@ -117,11 +123,9 @@ def _field_problem(problem: Mapping[str, Any], body: object) -> FieldProblem:
     if isinstance(cause, FieldError):
         return FieldProblem.of(_pointer(path), cause)
     if problem["type"] == "missing":
-        return FieldProblem(_pointer([*path, str(location[-1])]), "this field is required")
-    shown = ascii(problem.get("input"))
-    came = shown if len(shown) <= 100 else shown[:97] + "..."
+        return FieldProblem(_pointer([*path, *map(str, location[-1:])]), "this field is required")
     where = _pointer(path) if source == "body" else f"?{'.'.join(path)}"
-    return FieldProblem(where, f"{problem['msg']}, got {came}")
+    return FieldProblem(where, f"{shorten(problem['msg'], 300)}, got {shorten(ascii(problem.get('input')))}")
 
 
 def _path_in(body: object, location: Sequence[str | int]) -> list[str]:

@@ -3,14 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from einlayers.dims import Dims, Policy
+from einlayers.errors import FieldError
 from einlayers.scaling import FactorRules
 from einlayers.taxonomy import Cost, Family, Taxonomy
 from einlayers.theta import Theta
+from search.checks import Whole
 from search.proxies import ModelCost, ProxySpec
 from search.spec import SearchSpec
 from search.states import AttemptState, SearchState, TrialState
@@ -182,13 +184,25 @@ class EstimateResource(Schema):
     seeds: Sequence[StructureEstimate]
 
 
+def _only_numbers(value: object) -> object:
+    """The mathematics knows nothing of JSON, so it is said here that "0.5" and true are no exponents."""
+    for name, exponent in value.items() if isinstance(value, dict) else ():
+        if isinstance(exponent, (bool, str)):
+            raise FieldError(str(name), expected="a number", got=exponent)
+    return value
+
+
+SentTheta = Annotated[Theta, BeforeValidator(_only_numbers)]
+"""A theta in a request."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DescribeRequest:
     """A structure and the layer that it is to be."""
 
-    theta: Theta
-    d_in: int
-    d_out: int
+    theta: SentTheta
+    d_in: Whole
+    d_out: Whole
     policy: Policy = "exact"
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

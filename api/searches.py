@@ -13,7 +13,7 @@ from service import searches
 router = APIRouter(prefix="/v1", tags=["searches"])
 
 
-@router.post("/searches", status_code=201, responses=responses(400, 422))
+@router.post("/searches", status_code=201, responses=responses(400, 413, 415, 422))
 def submit_search(spec: SearchSpec, session: Writing, settings: AppSettings, response: Response) -> SearchResource:
     """Submit a search. It is queued; a runner takes it from there."""
     detail = searches.submit(session, spec, settings.corpora_dir)
@@ -21,7 +21,7 @@ def submit_search(spec: SearchSpec, session: Writing, settings: AppSettings, res
     return SearchResource.of(detail)
 
 
-@router.post("/searches:validate", responses=responses(400, 422))
+@router.post("/searches:validate", responses=responses(400, 413, 415, 422))
 def validate_search(spec: SearchSpec, settings: AppSettings) -> EstimateResource:
     """Check a search and estimate its cost without submitting it."""
     return EstimateResource.model_validate(searches.validate(spec, settings.corpora_dir))

@@ -54,7 +54,7 @@ def list_structures(
     return ListOf[StructureResource](items=items, next_page_token=page_of_trials.next_token)
 
 
-@router.post("/structures:describe", responses=responses(400, 422))
+@router.post("/structures:describe", responses=responses(400, 413, 415, 422))
 def describe_structure(request: DescribeRequest) -> DescriptionResource:
     """What follows from a theta and two widths: dims, cost, rank, taxonomy, family, muP rules, the einsum."""
     description = describe(request.theta, request.d_in, request.d_out, request.policy)

@@ -1,6 +1,9 @@
 """The one error for a value that a field cannot take; it teaches the same way in Python, in the CLI and over HTTP."""
 
-_SHOWN = 100
+
+def shorten(text: str, length: int = 100) -> str:
+    """The text, or its beginning where it is longer than a line should be."""
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 class FieldError(ValueError):
@@ -19,7 +22,7 @@ class FieldError(ValueError):
             text = ascii(self.got)
         except ValueError:  # an integer of more digits than Python prints
             text = "a number too large to print"
-        return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+        return shorten(text)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions pickle by their positional arguments; ours are keywords, and errors cross process borders.

@@ -1,6 +1,14 @@
 """Range checks that name the field, what was expected and what came."""
 
+from typing import Annotated
+
+from pydantic import Strict
+
 from einlayers.errors import FieldError
+
+Whole = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
+"""Numbers that are numbers in JSON too: neither "1" nor true."""
 
 
 def check_whole(field: str, value: object, low: int, high: int, *, multiple_of: int = 1) -> None:

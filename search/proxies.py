@@ -14,7 +14,7 @@ from pydantic import Discriminator
 from einlayers.dims import MAX_WIDTH
 from einlayers.taxonomy import layer_cost
 from einlayers.theta import NAMED, Theta
-from search.checks import check_number, check_whole
+from search.checks import Number, Whole, check_number, check_whole
 
 CHAR_VOCABULARY = "\n" + "".join(map(chr, range(32, 127)))
 """The 96 characters of the papers' character language model: newline and printable ASCII (2410.02117, appendix)."""
@@ -73,14 +73,14 @@ class CharLM:
     """
 
     kind: Literal["char_lm"] = "char_lm"
-    dense_width: int = 24
-    width: int | None = None
-    depth: int = 2
-    num_heads: int = 4
-    context: int = 64
-    batch_size: int = 8
-    train_flops: float = 1e11
-    base_lr: float = 5e-3
+    dense_width: Whole = 24
+    width: Whole | None = None
+    depth: Whole = 2
+    num_heads: Whole = 4
+    context: Whole = 64
+    batch_size: Whole = 8
+    train_flops: Number = 1e11
+    base_lr: Number = 5e-3
     corpus: Corpus = field(default_factory=StdlibCorpus)
 
     BASE_WIDTH: ClassVar[int] = 32

@@ -8,7 +8,7 @@ from pydantic import Discriminator
 from einlayers.errors import FieldError
 from einlayers.taxonomy import Taxonomy
 from einlayers.theta import NAMED
-from search.checks import check_number, check_whole
+from search.checks import Number, Whole, check_number, check_whole
 from search.proxies import CharLM, ModelCost, ProxySpec
 from search.space import SUBSPACES
 
@@ -24,16 +24,16 @@ class Constraints:
         FieldError: a bound is not a finite number in its range, or a lower bound exceeds its upper bound.
     """
 
-    omega_min: float | None = None
-    omega_max: float | None = None
-    psi_min: float | None = None
-    psi_max: float | None = None
-    nu_min: float | None = None
-    nu_max: float | None = None
-    params_min: float | None = None
-    params_max: float | None = None
-    macs_min: float | None = None
-    macs_max: float | None = None
+    omega_min: Number | None = None
+    omega_max: Number | None = None
+    psi_min: Number | None = None
+    psi_max: Number | None = None
+    nu_min: Number | None = None
+    nu_max: Number | None = None
+    params_min: Number | None = None
+    params_max: Number | None = None
+    macs_min: Number | None = None
+    macs_max: Number | None = None
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -87,8 +87,8 @@ class Tpe:
     """Tree-structured Parzen estimator: uniform at first, then where good structures were found."""
 
     kind: Literal["tpe"] = "tpe"
-    seed: int = 0
-    startup_trials: int = 10
+    seed: Whole = 0
+    startup_trials: Whole = 10
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -102,7 +102,7 @@ class Random:
     """Uniform over the subspace: the baseline that every sampler has to beat."""
 
     kind: Literal["random"] = "random"
-    seed: int = 0
+    seed: Whole = 0
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -133,7 +133,7 @@ class Objective:
 class Budget:
     """When a search ends: after exactly ``max_trials`` trials."""
 
-    max_trials: int
+    max_trials: Whole
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -145,8 +145,8 @@ class Budget:
 class Resources:
     """What one running trial holds of the cluster; below 1 a GPU is shared."""
 
-    cpus: float = 1.0
-    gpus: float = 0.0
+    cpus: Number = 1.0
+    gpus: Number = 0.0
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -178,8 +178,8 @@ class SearchSpec:
     sampler: SamplerSpec = field(default_factory=Tpe)
     pruner: PrunerSpec = field(default_factory=NoPruner)
     objectives: tuple[Objective, ...] = (Objective(),)
-    replicates: int = 1
-    concurrency: int = 2
+    replicates: Whole = 1
+    concurrency: Whole = 2
     resources: Resources = field(default_factory=Resources)
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}

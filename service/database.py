@@ -24,16 +24,19 @@ class Database:
                 Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
             self.engine = create_engine(parsed)
             _set_up_sqlite(self.engine)
+            self._reader: Engine = self.engine
+            # SQLite upgrades a read transaction to a write one only if nobody wrote in between, and fails at once
+            # otherwise. A transaction that is going to write therefore takes the write lock when it begins.
+            self._writer: Engine = self.engine.execution_options(begin="BEGIN IMMEDIATE")
         else:
-            self.engine = create_engine(parsed, pool_pre_ping=True)
-        # SQLite upgrades a read transaction to a write one only if nobody wrote in between, and fails at once otherwise.
-        # A transaction that is going to write therefore takes the write lock when it begins.
-        self._writer = self.engine.execution_options(begin="BEGIN IMMEDIATE") if self.is_sqlite else self.engine
+            self.engine = self._writer = create_engine(parsed, pool_pre_ping=True)
+            # By default every statement of a transaction sees what was committed before it, not before the transaction.
+            self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that sees one state of the database and changes nothing."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        with Session(self._reader, expire_on_commit=False) as session:
             yield session
 
     @contextmanager

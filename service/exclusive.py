@@ -48,4 +48,8 @@ def _advisory_lock(database: Database) -> Iterator[None]:
                 logger.warning("another runner works on this database; waiting for it to end")
                 told = True
             time.sleep(_RETRY_SECONDS)
-        yield
+        try:
+            yield
+        finally:
+            # The lock lives as long as its connection, which would otherwise go back to the pool and keep it.
+            connection.invalidate()

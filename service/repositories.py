@@ -3,9 +3,9 @@
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Generic, Literal, TypeVar
 
 from sqlalchemy import ColumnElement, Select, and_, func, or_, select
@@ -103,7 +103,13 @@ def search_by_id(session: Session, search_id: str, *, lock: bool = False) -> Sea
 
 def searches(session: Session, page: PageRequest) -> Page[Search]:
     """All searches, newest first."""
-    return _page(session, select(Search), page, [Search.created_at, Search.id], descending=True)
+    return _page(
+        session,
+        select(Search),
+        page,
+        [_Key(Search.created_at, _read_time), _Key(Search.id, _read_text)],
+        descending=True,
+    )
 
 
 def searches_in(session: Session, states: Iterable[SearchState]) -> Sequence[Search]:
@@ -190,7 +196,7 @@ def trials(session: Session, search_id: str, page: PageRequest, state: TrialStat
     """The trials of a search by number, all or those in a state."""
     query = select(Trial).where(Trial.search_id == search_id).options(*_WHOLE_TRIAL)
     query = query.where(Trial.state == state) if state else query
-    return _page(session, query, page, [Trial.number])
+    return _page(session, query, page, [_Key(Trial.number, _read_ordinal)])
 
 
 def measurements(session: Session, trial_id: str) -> Sequence[Measurement]:
@@ -242,7 +248,9 @@ def structures(
         query = query.where(Trial.family == family)
     if proxy_kind is not None:
         query = query.join(Search, Search.id == Trial.search_id).where(Search.proxy_kind == proxy_kind)
-    return _page(session, query, page, [METRICS[order_by], Trial.id], descending=descending)
+    read = _read_whole if order_by in ("params", "macs") else _read_number
+    keys = [_Key(METRICS[order_by], read), _Key(Trial.id, _read_text)]
+    return _page(session, query, page, keys, descending=descending)
 
 
 def attempt_by_id(session: Session, attempt_id: str) -> Attempt | None:
@@ -271,61 +279,84 @@ def steps_measured(session: Session, attempt_id: str) -> set[int]:
 _WHOLE_TRIAL = (joinedload(Trial.search), selectinload(Trial.attempts))
 
 
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """A column that a list is ordered by, and how its value is read back out of a token."""
+
+    column: InstrumentedAttribute[Any]
+    read: Callable[[Any], Any]
+
+
 def _page(
-    session: Session,
-    query: Select[Row],
-    page: PageRequest,
-    keys: Sequence[InstrumentedAttribute[Any]],
-    *,
-    descending: bool = False,
+    session: Session, query: Select[Row], page: PageRequest, keys: Sequence[_Key], *, descending: bool = False
 ) -> Page[Row]:
     """One page by keyset: rows after the last one seen, in an order that ends with a unique column."""
-    order = [key.desc() if descending else key.asc() for key in keys]
+    order = [key.column.desc() if descending else key.column.asc() for key in keys]
+    # A token is good for one list in one order only.
+    list_name = " ".join(str(column) for column in order)
     if page.token is not None:
-        query = query.where(_after(keys, _decode(page.token, keys), descending))
+        query = query.where(_after(keys, _decode(page.token, list_name, keys), descending))
     rows = session.scalars(query.order_by(*order).limit(page.size + 1)).unique().all()
     items = rows[: page.size]
     more = len(rows) > page.size
-    return Page(items=items, next_token=_encode([getattr(items[-1], key.key) for key in keys]) if more else None)
+    last = [getattr(items[-1], key.column.key) for key in keys] if more else []
+    return Page(items=items, next_token=_encode(list_name, last) if more else None)
 
 
-def _after(keys: Sequence[InstrumentedAttribute[Any]], seen: Sequence[Any], descending: bool) -> ColumnElement[bool]:
-    def beyond(key: InstrumentedAttribute[Any], value: Any) -> ColumnElement[bool]:
-        return key.__lt__(value) if descending else key.__gt__(value)
+def _after(keys: Sequence[_Key], seen: Sequence[Any], descending: bool) -> ColumnElement[bool]:
+    def beyond(key: _Key, value: Any) -> ColumnElement[bool]:
+        return key.column.__lt__(value) if descending else key.column.__gt__(value)
 
     return or_(
         *(
-            and_(*(keys[j] == seen[j] for j in range(i)), beyond(key, value))
+            and_(*(keys[j].column == seen[j] for j in range(i)), beyond(key, value))
             for i, (key, value) in enumerate(zip(keys, seen, strict=True))
         )
     )
 
 
-def _encode(values: Sequence[Any]) -> str:
+def _encode(list_name: str, values: Sequence[Any]) -> str:
     plain = [value.isoformat() if isinstance(value, datetime) else value for value in values]
-    return urlsafe_b64encode(json.dumps(plain).encode()).decode().rstrip("=")
+    return urlsafe_b64encode(json.dumps([list_name, *plain]).encode()).decode().rstrip("=")
 
 
-def _decode(token: str, keys: Sequence[InstrumentedAttribute[Any]]) -> list[Any]:
+def _decode(token: str, list_name: str, keys: Sequence[_Key]) -> list[Any]:
     try:
-        values = json.loads(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
-        if not isinstance(values, list):
+        name, *values = json.loads(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+        if name != list_name:
             raise BadPageToken
-        return [_key_value(value, key) for value, key in zip(values, keys, strict=True)]
-    except (ValueError, TypeError, RecursionError) as error:
+        return [key.read(value) for value, key in zip(values, keys, strict=True)]
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise BadPageToken from error
 
 
-def _key_value(value: Any, key: InstrumentedAttribute[Any]) -> Any:
-    expected = key.type.python_type
-    if expected is datetime:
-        return datetime.fromisoformat(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float) if expected is float else expected):
+def _read_time(value: Any) -> datetime:
+    time = datetime.fromisoformat(value)
+    if time.tzinfo is None:
+        raise ValueError(value)
+    return time.astimezone(UTC)
+
+
+def _read_number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e300 < value < 1e300:
         raise TypeError(value)
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+    return float(value)
+
+
+def _read_whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise TypeError(value)
+    return value
+
+
+def _read_ordinal(value: Any) -> int:
+    number = _read_whole(value)
+    if number >= 2**31:  # the column is no wider, and Postgres refuses to compare
         raise ValueError(value)
-    if isinstance(value, float) and value != value:
-        raise ValueError(value)
-    if isinstance(value, str) and not value.isprintable():
-        raise ValueError(value)
+    return number
+
+
+def _read_text(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise TypeError(value)
     return value

@@ -13,7 +13,7 @@ def _check_database_url(url: str) -> str:
     expected = "expected sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME"
     try:
         driver = make_url(url).drivername
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise ValueError(expected) from None  # without the text: it may hold a password
     if driver not in ("sqlite", "postgresql+psycopg"):
         raise ValueError(f"{expected}, got {driver}://...")

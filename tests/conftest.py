@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -53,15 +54,21 @@ def database_url(server: Server) -> Iterator[str]:
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     """A fresh database with the newest schema."""
-    opened = Database(database_url)
-    yield opened
-    opened.close()
+    with closing(Database(database_url)) as opened:
+        yield opened
 
 
 @pytest.fixture
 def rows(database: Database) -> Rows:
     """Writes rows into the fresh database."""
     return Rows(database)
+
+
+@pytest.fixture(scope="module")
+def shared(server: Server) -> Iterator[Rows]:
+    """A database for a whole module: for tests that do not mind, or do not change, what is in it."""
+    with server.migrated() as url, closing(Database(url)) as opened:
+        yield Rows(opened)
 
 
 @pytest.fixture

@@ -19,11 +19,11 @@ import psycopg
 from psycopg import sql
 
 from service import migrate
+from service.models import Base
 
 KINDS = ("sqlite", "postgres")
 
 _USER = "einsearch"
-_MIGRATED = "migrated"
 _PROGRAMS = ("initdb", "pg_ctl", "postgres")
 
 
@@ -92,7 +92,7 @@ class SQLite:
 
     @cached_property
     def _template(self) -> Path:
-        path = self._folder / f"{_MIGRATED}.db"
+        path = self._folder / "migrated.db"
         migrate.upgrade(_sqlite_url(path))
         return path
 
@@ -105,48 +105,76 @@ class SQLite:
 
 
 class Postgres:
-    """Databases of a running server whose socket is in ``folder``."""
+    """Databases of a running server whose socket is in ``folder``.
 
-    def __init__(self, folder: Path) -> None:
+    Making one takes a good part of a second on a busy machine, so those with the newest schema are emptied and used again.
+    """
+
+    def __init__(self, folder: Path, connection: psycopg.Connection) -> None:
         self._folder = folder
+        self._connection = connection
         self._numbers = count()
+        self._free: list[str] = []
 
     @contextmanager
     def empty(self) -> Iterator[str]:
         """See ``Server.empty``."""
-        with self._database("template1") as url:
-            yield url
+        name = self._create("template1")
+        yield self._url(name)
+        self._drop(name)
 
     @contextmanager
     def migrated(self) -> Iterator[str]:
         """See ``Server.migrated``."""
-        with self._database(self._template) as url:
-            yield url
+        name = self._free.pop() if self._free else self._create(self._template)
+        yield self._url(name)
+        if self._is_as_it_came(name):
+            self._free.append(name)
+        else:
+            self._drop(name)
 
     @cached_property
     def _template(self) -> str:
-        self._create(_MIGRATED, "template1")
-        migrate.upgrade(self._url(_MIGRATED))
-        return _MIGRATED
+        name = self._create("template1")
+        migrate.upgrade(self._url(name))
+        return name
 
-    @contextmanager
-    def _database(self, template: str) -> Iterator[str]:
+    @cached_property
+    def _revisions(self) -> list[tuple[object, ...]]:
+        with self._connect(self._template) as connection:
+            return _revisions(connection)
+
+    def _is_as_it_came(self, name: str) -> bool:
+        """Close what is still open of a database, and delete its rows, if it has the newest schema."""
+        with self._connect(name) as connection:
+            connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            if _revisions(connection) != self._revisions:
+                return False
+            for table in reversed(Base.metadata.sorted_tables):
+                connection.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(table.name)))
+            return True
+
+    def _create(self, template: str) -> str:
         name = f"test{next(self._numbers)}"
-        self._create(name, template)
-        yield self._url(name)
-        self._execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-
-    def _create(self, name: str, template: str) -> None:
         create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
-        self._execute(create.format(sql.Identifier(name), sql.Identifier(template)))
+        self._connection.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
+        return name
 
-    def _execute(self, statement: sql.Composed) -> None:
-        # Neither statement may run in a transaction.
-        with psycopg.connect(host=str(self._folder), user=_USER, dbname="postgres", autocommit=True) as connection:
-            connection.execute(statement)
+    def _drop(self, name: str) -> None:
+        self._connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def _connect(self, name: str) -> psycopg.Connection:
+        return psycopg.connect(host=str(self._folder), user=_USER, dbname=name, autocommit=True)
 
     def _url(self, name: str) -> str:
         return f"postgresql+psycopg://{_USER}@/{name}?host={self._folder}"
+
+
+def _revisions(connection: psycopg.Connection) -> list[tuple[object, ...]]:
+    return connection.execute("SELECT version_num FROM alembic_version").fetchall()
 
 
 @contextmanager
@@ -159,8 +187,12 @@ def _postgres() -> Iterator[Postgres]:
     try:
         if prefix:
             shutil.chown(folder, "nobody")
-        with _running(folder, [*prefix, "env", f"HOME={folder}"], programs):
-            yield Postgres(folder)
+        with (
+            _running(folder, [*prefix, "env", f"HOME={folder}"], programs),
+            # Databases are not made in transactions.
+            psycopg.connect(host=str(folder), user=_USER, dbname="postgres", autocommit=True) as connection,
+        ):
+            yield Postgres(folder, connection)
     finally:
         shutil.rmtree(folder)
 

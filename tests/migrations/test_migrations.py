@@ -1,0 +1,85 @@
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, inspect
+from sqlalchemy.exc import IntegrityError
+
+from einlayers.theta import NAMED
+from service import migrate
+from service.database import Database
+from service.models import Base
+from tests.rows import Rows, contents
+
+REVISIONS = [script.revision for script in ScriptDirectory.from_config(migrate.configuration("")).walk_revisions()]
+"""Newest first."""
+
+
+def _schema(engine: Engine) -> dict[str, Any]:
+    """Everything that the database itself knows of its tables."""
+    inspector = inspect(engine)
+    return {
+        table: {
+            "columns": [{**column, "type": str(column["type"])} for column in inspector.get_columns(table)],
+            "key": inspector.get_pk_constraint(table),
+            "foreign keys": inspector.get_foreign_keys(table),
+            "unique": sorted(inspector.get_unique_constraints(table), key=str),
+            "indexes": sorted(inspector.get_indexes(table), key=str),
+        }
+        for table in inspector.get_table_names()
+    }
+
+
+def _fill(rows: Rows) -> None:
+    search_id = rows.search()
+    rows.completed(search_id, NAMED["btt"], 1.0)
+    rows.attempt(rows.trial(search_id, NAMED["monarch"]))
+
+
+class TestMigrations:
+    def test_are_one_line_without_branches(self) -> None:
+        script = ScriptDirectory.from_config(migrate.configuration(""))
+        assert len(script.get_heads()) == len(script.get_bases()) == 1
+
+    def test_make_the_tables_of_the_models(self, database_url: str) -> None:
+        migrate.check(database_url)
+
+    def test_can_be_undone_with_rows_in_the_tables(self, rows: Rows, database_url: str) -> None:
+        _fill(rows)
+        command.downgrade(migrate.configuration(database_url), "base")
+        assert inspect(rows.database.engine).get_table_names() == ["alembic_version"]
+
+    def test_can_be_done_again_and_make_the_same(self, rows: Rows, database_url: str) -> None:
+        before = _schema(rows.database.engine)
+        _fill(rows)
+        command.downgrade(migrate.configuration(database_url), "base")
+        rows.database.close()
+        migrate.upgrade(database_url)
+        assert _schema(rows.database.engine) == before
+        assert contents(rows.database) == {table: [] for table in Base.metadata.tables}
+        _fill(rows)
+
+    @pytest.mark.parametrize("revision", REVISIONS)
+    def test_can_be_undone_one_by_one(self, revision: str, rows: Rows, database_url: str) -> None:
+        _fill(rows)
+        configuration = migrate.configuration(database_url)
+        command.downgrade(configuration, revision)
+        command.downgrade(configuration, "-1")
+        rows.database.close()
+        migrate.upgrade(database_url)
+        migrate.check(database_url)
+
+    def test_name_every_constraint(self, database: Database) -> None:
+        for table, found in _schema(database.engine).items():
+            if table != "alembic_version":
+                named = [found["key"], *found["foreign keys"], *found["unique"], *found["indexes"]]
+                assert all(constraint["name"] for constraint in named), table
+
+    def test_keep_a_row_from_losing_what_it_hangs_on(self, rows: Rows) -> None:
+        _fill(rows)
+        before = contents(rows.database)
+        for table in ("searches", "trials", "attempts"):
+            with pytest.raises(IntegrityError), rows.database.write() as session:
+                session.execute(Base.metadata.tables[table].delete())
+        assert contents(rows.database) == before

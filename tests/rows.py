@@ -1,0 +1,113 @@
+"""Rows as the use cases write them, without a runner and without training; and all rows at once, to compare."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from einlayers.theta import Theta
+from search.proposals import Proposal
+from search.proxies import CharLM
+from search.spec import Budget, SearchSpec
+from search.states import SearchState
+from search.structure import structure_of
+from search.trial import Outcome, Report
+from service import repositories, searches, trials
+from service.database import Database
+from service.models import Base, Trial
+
+TINY = CharLM(dense_width=8, num_heads=1, depth=1, context=16, batch_size=8, train_flops=1e6)
+"""A proxy whose trials take some ten milliseconds."""
+
+SPEC = SearchSpec(name="test", budget=Budget(max_trials=10), proxy=TINY)
+
+_PATHS: Mapping[SearchState, tuple[SearchState, ...]] = {
+    SearchState.QUEUED: (),
+    SearchState.RUNNING: (SearchState.RUNNING,),
+    SearchState.PAUSED: (SearchState.RUNNING, SearchState.PAUSED),
+    SearchState.STOPPING: (SearchState.RUNNING, SearchState.STOPPING),
+    SearchState.COMPLETED: (SearchState.RUNNING, SearchState.STOPPING, SearchState.COMPLETED),
+    SearchState.CANCELLED: (SearchState.STOPPING, SearchState.CANCELLED),
+    SearchState.FAILED: (SearchState.RUNNING, SearchState.STOPPING, SearchState.FAILED),
+}
+"""How a search comes to be in a state."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Writes rows into a database; every method gives the id of what it wrote."""
+
+    database: Database
+
+    def search(self, spec: SearchSpec = SPEC, state: SearchState = SearchState.RUNNING) -> str:
+        """A search in a state."""
+        with self.database.write() as session:
+            search = searches.submit(session, spec, None).search
+            for step in _PATHS[state]:
+                search.to(step)
+            return search.id
+
+    def trial(self, search_id: str, theta: Theta, replicate: int = 0) -> str:
+        """A proposed trial."""
+        (trial_id,) = self.all_proposed(search_id, [theta], replicate)
+        return trial_id
+
+    def all_proposed(self, search_id: str, thetas: Iterable[Theta], replicate: int = 0) -> list[str]:
+        """Proposed trials of these structures."""
+        with self.database.write() as session:
+            return [_propose(session, search_id, theta, replicate).id for theta in thetas]
+
+    def attempt(self, trial_id: str, slot: str = "slot") -> str:
+        """A running attempt at a trial."""
+        with self.database.write() as session:
+            return trials.start(session, repositories.trial_by_id(session, trial_id), slot).id
+
+    def outcome(self, attempt_id: str, outcome: Outcome) -> None:
+        """The end of an attempt."""
+        with self.database.write() as session:
+            trials.record_outcome(session, attempt_id, outcome)
+
+    def completed(self, search_id: str, theta: Theta, loss: float, replicate: int = 0) -> str:
+        """A trial with a loss."""
+        (trial_id,) = self.all_completed(search_id, [(theta, loss)], replicate)
+        return trial_id
+
+    def all_completed(self, search_id: str, losses: Iterable[tuple[Theta, float]], replicate: int = 0) -> list[str]:
+        """Trials with these losses, one after the other."""
+        with self.database.write() as session:
+            return [_complete(session, _propose(session, search_id, theta, replicate), loss) for theta, loss in losses]
+
+
+def _propose(session: Session, search_id: str, theta: Theta, replicate: int) -> Trial:
+    search = repositories.search_by_id(session, search_id)
+    number = repositories.num_trials(session, search_id)
+    proposal = Proposal(
+        number=number,
+        replicate=replicate,
+        structure=structure_of(theta, search.spec.proxy),
+        seed=1000 + number,
+        history_size=repositories.num_finished(session, search_id),
+    )
+    return trials.add(session, search, proposal)
+
+
+def _complete(session: Session, trial: Trial, loss: float) -> str:
+    attempt = trials.start(session, trial, "slot")
+    trials.record_outcome(session, attempt.id, Outcome.completed(loss=loss, curve=(point(1, loss),)))
+    return trial.id
+
+
+def point(step: int, loss: float = 1.0) -> Report:
+    """A point of a learning curve."""
+    return Report(step=step, tokens=128 * step, train_flops=1e5 * step, loss=loss)
+
+
+def contents(database: Database) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of every table, by the table's name, in the order of the primary keys."""
+    with database.read() as session:
+        return {
+            table.name: [tuple(row) for row in session.execute(select(table).order_by(*table.primary_key))]
+            for table in Base.metadata.sorted_tables
+        }

@@ -1,0 +1,264 @@
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy.orm import Session
+
+from einlayers.theta import NAMED
+from search.proxies import CharLM, FileCorpus
+from search.spec import Budget, SearchSpec, Space
+from search.states import SearchState
+from search.structure import structure_of
+from search.trial import Outcome
+from service import repositories, searches
+from service.database import Database
+from service.errors import InvalidValue, NotFound, WrongState
+from service.models import StopReason
+from service.searches import SearchDetail
+from tests.rows import SPEC, Rows, contents
+
+Action = Callable[[Session, str], SearchDetail]
+
+ACTIONS: dict[str, Action] = {"pause": searches.pause, "resume": searches.resume, "cancel": searches.cancel}
+
+ALLOWED = {
+    ("pause", SearchState.QUEUED): SearchState.PAUSED,
+    ("pause", SearchState.RUNNING): SearchState.PAUSED,
+    ("resume", SearchState.PAUSED): SearchState.RUNNING,
+    ("cancel", SearchState.QUEUED): SearchState.STOPPING,
+    ("cancel", SearchState.RUNNING): SearchState.STOPPING,
+    ("cancel", SearchState.PAUSED): SearchState.STOPPING,
+}
+
+REFUSED = [(action, state) for action in ACTIONS for state in SearchState if (action, state) not in ALLOWED]
+
+
+class TestSubmit:
+    def test_queues_the_search_as_it_was_asked_for(self, database: Database) -> None:
+        with database.write() as session:
+            submitted = searches.submit(session, SPEC, None)
+        with database.read() as session:
+            found = searches.detail(session, submitted.search.id)
+        assert found.search.spec == SPEC
+        assert (found.search.name, found.search.proxy_kind) == ("test", "char_lm")
+        assert found.search.state is SearchState.QUEUED
+        assert (found.search.reason, found.search.started_at, found.search.finished_at) == (None, None, None)
+        assert found.search.created_at == submitted.search.created_at
+        assert (found.progress.counts, found.progress.finished, found.progress.best_loss) == ({}, 0, None)
+
+    def test_gives_every_search_an_id_of_its_own(self, rows: Rows) -> None:
+        assert len({rows.search() for _ in range(20)}) == 20
+
+    def test_of_a_corpus_that_may_not_be_read_writes_nothing(self, database: Database) -> None:
+        spec = replace(SPEC, proxy=replace(SPEC.proxy, corpus=FileCorpus(path="corpus.txt")))
+        with pytest.raises(InvalidValue), database.write() as session:
+            searches.submit(session, spec, None)
+        assert contents(database)["searches"] == []
+
+
+class TestValidate:
+    def test_estimates_the_compute_of_all_trials(self) -> None:
+        spec = replace(SPEC, budget=Budget(max_trials=7), proxy=replace(SPEC.proxy, train_flops=3e9))
+        estimate = searches.validate(spec, None)
+        assert (estimate.train_flops, estimate.max_trials) == (2.1e10, 7)
+
+    def test_shows_the_dense_baseline_and_the_seeds_in_their_order(self) -> None:
+        spec = replace(SPEC, space=Space(seeds=("btt", "kronecker")))
+        estimate = searches.validate(spec, None)
+        assert estimate.baseline == structure_of(NAMED["dense"], spec.proxy)
+        assert estimate.baseline.width == spec.proxy.dense_width
+        assert [structure.theta for structure in estimate.seeds] == [NAMED["btt"], NAMED["kronecker"]]
+
+
+class TestCorpus:
+    @staticmethod
+    def _spec(path: str, context: int = 16) -> SearchSpec:
+        return replace(SPEC, proxy=CharLM(dense_width=8, context=context, corpus=FileCorpus(path=path)))
+
+    def _refused(self, path: str, corpora_dir: Path | None, context: int = 16) -> str:
+        with pytest.raises(InvalidValue) as refusal:
+            searches.validate(self._spec(path, context), corpora_dir)
+        (problem,) = refusal.value.problems
+        assert problem.pointer == "/proxy/corpus/path"
+        return problem.detail
+
+    def test_below_the_allowed_directory_is_accepted(self, corpora_dir: Path) -> None:
+        (corpora_dir / "more").mkdir()
+        (corpora_dir / "corpus.txt").rename(corpora_dir / "more" / "text.txt")
+        (corpora_dir / "link.txt").symlink_to(corpora_dir / "more" / "text.txt")
+        for path in ("more/text.txt", "more/../more/text.txt", "link.txt", str(corpora_dir / "more" / "text.txt")):
+            searches.validate(self._spec(path), corpora_dir)
+
+    def test_is_refused_where_the_operator_allows_none(self) -> None:
+        assert "EINSEARCH_CORPORA_DIR is not set" in self._refused("corpus.txt", None)
+
+    def test_elsewhere_is_refused_whether_it_is_there_or_not(self, corpora_dir: Path) -> None:
+        outside = corpora_dir.parent / "secret.txt"
+        outside.write_text("secret " * 10_000)
+        (corpora_dir / "link.txt").symlink_to(outside)
+        (corpora_dir / "folder").symlink_to(corpora_dir.parent)
+        (corpora_dir / "loop").symlink_to(corpora_dir / "loop")
+        for path in (
+            "../secret.txt",
+            "../missing.txt",
+            "missing.txt",
+            "corpus.txt/../../secret.txt",
+            str(outside),
+            str(outside.with_name("missing.txt")),
+            "link.txt",
+            "folder/secret.txt",
+            "loop",
+            ".",
+            "",
+            "..",
+            "x" * 5000,
+            "x/" * 5000,
+        ):
+            detail = self._refused(path, corpora_dir)
+            assert detail.startswith("expected a text file below the directory that the operator allows, got ")
+
+    @pytest.mark.parametrize("path", ["corpus.txt\0", "\0", "\ud800", "a\nb"])
+    def test_that_no_file_can_be_is_refused(self, path: str, corpora_dir: Path) -> None:
+        assert self._refused(path, corpora_dir).startswith("expected a printable path, got ")
+
+    def test_that_is_too_short_for_the_context_is_refused(self, corpora_dir: Path) -> None:
+        (corpora_dir / "corpus.txt").write_text("x" * 1299)
+        detail = self._refused("corpus.txt", corpora_dir, context=64)
+        assert detail == "expected a file of at least 1300 bytes for this context, got '1299 bytes'"
+        (corpora_dir / "corpus.txt").write_text("x" * 1300)
+        searches.validate(self._spec("corpus.txt", context=64), corpora_dir)
+
+
+class TestTransitions:
+    @pytest.mark.parametrize(("action", "state"), ALLOWED, ids=str)
+    def test_that_are_allowed_lead_on(self, action: str, state: SearchState, rows: Rows) -> None:
+        search_id = rows.search(state=state)
+        with rows.database.write() as session:
+            answered = ACTIONS[action](session, search_id).search
+        with rows.database.read() as session:
+            search = repositories.search_by_id(session, search_id)
+        assert answered.state is search.state is ALLOWED[action, state]
+        assert answered.reason is search.reason is (StopReason.USER if action == "cancel" else None)
+        assert search.finished_at is None
+
+    @pytest.mark.parametrize(("action", "state"), REFUSED, ids=str)
+    def test_that_are_refused_change_nothing(self, action: str, state: SearchState, rows: Rows) -> None:
+        search_id = rows.search(state=state)
+        rows.trial(search_id, NAMED["btt"])
+        before = contents(rows.database)
+        with pytest.raises(WrongState, match=f"search {search_id}.*{state}"), rows.database.write() as session:
+            ACTIONS[action](session, search_id)
+        assert contents(rows.database) == before
+
+    @pytest.mark.parametrize("action", ACTIONS)
+    def test_of_no_search_are_refused(self, action: str, rows: Rows) -> None:
+        rows.search()
+        before = contents(rows.database)
+        with pytest.raises(NotFound, match="there is no search 'ffff'"), rows.database.write() as session:
+            ACTIONS[action](session, "ffff")
+        assert contents(rows.database) == before
+
+    @pytest.mark.parametrize("action", ["pause", "cancel"])
+    def test_that_many_ask_for_at_once_happen_once(self, action: str, rows: Rows) -> None:
+        search_id = rows.search()
+        together = threading.Barrier(8)
+        answers: list[str] = []
+
+        def ask() -> None:
+            together.wait()
+            try:
+                with rows.database.write() as session:
+                    ACTIONS[action](session, search_id)
+            except WrongState:
+                answers.append("refused")
+            else:
+                answers.append("done")
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(answers) == ["done"] + ["refused"] * 7
+
+    def test_note_the_first_start_alone(self, rows: Rows) -> None:
+        search_id = rows.search(state=SearchState.QUEUED)
+        started = []
+        for action in (searches.pause, searches.resume, searches.pause, searches.resume):
+            with rows.database.write() as session:
+                started.append(action(session, search_id).search.started_at)
+        assert started[0] is None
+        assert started[1] is not None
+        assert started[1] == started[2] == started[3]
+
+
+class TestConclude:
+    @staticmethod
+    def _conclude(rows: Rows, search_id: str) -> tuple[SearchState, StopReason | None]:
+        with rows.database.write() as session:
+            searches.conclude(session, repositories.search_by_id(session, search_id))
+        with rows.database.read() as session:
+            search = repositories.search_by_id(session, search_id)
+        assert search.finished_at is not None
+        assert search.waiting_for is None
+        return search.state, search.reason
+
+    def test_completes_a_search_that_spent_its_budget(self, rows: Rows) -> None:
+        search_id = rows.search()
+        rows.completed(search_id, NAMED["btt"], 1.0)
+        assert self._conclude(rows, search_id) == (SearchState.COMPLETED, StopReason.BUDGET_TRIALS)
+
+    def test_completes_a_search_that_has_nothing_new_to_try(self, rows: Rows) -> None:
+        search_id = rows.search()
+        with rows.database.write() as session:
+            repositories.search_by_id(session, search_id).reason = StopReason.SPACE_EXHAUSTED
+        assert self._conclude(rows, search_id) == (SearchState.COMPLETED, StopReason.SPACE_EXHAUSTED)
+
+    def test_completes_a_search_whose_structures_are_all_infeasible(self, rows: Rows) -> None:
+        search_id = rows.search()
+        rows.outcome(rows.attempt(rows.trial(search_id, NAMED["btt"])), Outcome.infeasible("diverged"))
+        assert self._conclude(rows, search_id) == (SearchState.COMPLETED, StopReason.BUDGET_TRIALS)
+
+    def test_fails_a_search_whose_trials_all_failed(self, rows: Rows) -> None:
+        search_id = rows.search()
+        rows.outcome(rows.attempt(rows.trial(search_id, NAMED["btt"])), Outcome.failed("traceback"))
+        assert self._conclude(rows, search_id) == (SearchState.FAILED, StopReason.ALL_TRIALS_FAILED)
+
+    def test_completes_a_search_of_which_one_trial_did_not_fail(self, rows: Rows) -> None:
+        search_id = rows.search()
+        rows.outcome(rows.attempt(rows.trial(search_id, NAMED["btt"])), Outcome.failed("traceback"))
+        rows.completed(search_id, NAMED["monarch"], 1.0)
+        assert self._conclude(rows, search_id) == (SearchState.COMPLETED, StopReason.BUDGET_TRIALS)
+
+    def test_cancels_a_search_that_its_user_cancelled(self, rows: Rows) -> None:
+        search_id = rows.search()
+        rows.outcome(rows.attempt(rows.trial(search_id, NAMED["btt"])), Outcome.failed("traceback"))
+        with rows.database.write() as session:
+            searches.cancel(session, search_id)
+        assert self._conclude(rows, search_id) == (SearchState.CANCELLED, StopReason.USER)
+
+
+class TestDetail:
+    def test_counts_trials_by_state_and_knows_the_lowest_loss(self, rows: Rows) -> None:
+        search_id, other = rows.search(), rows.search()
+        rows.completed(search_id, NAMED["btt"], 2.0)
+        rows.completed(search_id, NAMED["dense"], 1.5)
+        rows.completed(other, NAMED["dense"], 0.5)
+        rows.outcome(rows.attempt(rows.trial(search_id, NAMED["monarch"])), Outcome.infeasible("diverged"))
+        rows.attempt(rows.trial(search_id, NAMED["kronecker"]))
+        rows.trial(search_id, NAMED["low-rank"])
+        with rows.database.read() as session:
+            progress = searches.detail(session, search_id).progress
+        assert progress.counts == {"COMPLETED": 2, "INFEASIBLE": 1, "RUNNING": 1, "PROPOSED": 1}
+        assert (progress.max_trials, progress.finished, progress.best_loss) == (10, 3, 1.5)
+
+    def test_of_no_search_is_refused(self, database: Database) -> None:
+        with pytest.raises(NotFound), database.read() as session:
+            searches.detail(session, "ffff")
+
+    @pytest.mark.parametrize("limit", [1, 10])
+    def test_of_the_best_of_no_search_is_refused(self, limit: int, database: Database) -> None:
+        with pytest.raises(NotFound), database.read() as session:
+            searches.best(session, "ffff", limit)
