@@ -215,22 +215,20 @@ class RayPool:
         return actor.view.options(concurrency_group="control").remote()
 
     def _make_room(self, resources: Resources) -> bool:
-        """Whether one more slot fits, after idle slots of other shapes were given up where that helps."""
-        if not _fits(resources, self._cluster_capacity()):
-            return False
-        idle = [n for n, h in self._slots.items() if h.key is None and not h.starting and h.resources != resources]
-        while not _fits(resources, self._free()):
-            if not idle:
-                return False
-            self.remove(idle.pop())
-        return True
-
-    def _free(self) -> dict[str, float]:
+        """Whether one more slot fits, after idle slots of other shapes were given up where that makes the room."""
         free = dict(self._cluster_capacity())
         for handle in self._slots.values():
-            free["CPU"] = free.get("CPU", 0.0) - handle.resources.cpus
-            free["GPU"] = free.get("GPU", 0.0) - handle.resources.gpus
-        return free
+            _take(free, handle.resources, -1)
+        spare = [n for n, h in self._slots.items() if h.key is None and not h.starting and h.resources != resources]
+        given_up: list[str] = []
+        while spare and not _fits(resources, free):
+            given_up.append(spare.pop())
+            _take(free, self._slots[given_up[-1]].resources, 1)
+        if not _fits(resources, free):
+            return False
+        for name in given_up:
+            self.remove(name)
+        return True
 
     def _cluster_capacity(self) -> dict[str, float]:
         if time.monotonic() >= self._capacity_until:
@@ -241,6 +239,11 @@ class RayPool:
 
 def _fits(resources: Resources, capacity: Mapping[str, float]) -> bool:
     return resources.cpus <= capacity.get("CPU", 0) + 1e-9 and resources.gpus <= capacity.get("GPU", 0) + 1e-9
+
+
+def _take(free: dict[str, float], resources: Resources, sign: int) -> None:
+    free["CPU"] = free.get("CPU", 0.0) + sign * resources.cpus
+    free["GPU"] = free.get("GPU", 0.0) + sign * resources.gpus
 
 
 def _first_line(error: BaseException) -> str:

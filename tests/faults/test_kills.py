@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from einsearch.client import Trial
+from tests.databases import Server
 from tests.embedded_service import EmbeddedService, descendants, embedded_service, processes
 from tests.waiting import wait_for
 
@@ -16,8 +17,12 @@ LONG_ENOUGH = 2e10
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedService]:
-    with embedded_service(tmp_path_factory.mktemp("kills") / "home") as running:
+def service(tmp_path_factory: pytest.TempPathFactory, server: Server) -> Iterator[EmbeddedService]:
+    """A service on SQLite, and another one on Postgres; it makes the tables itself."""
+    with (
+        server.empty() as url,
+        embedded_service(tmp_path_factory.mktemp("kills") / "home", {"EINSEARCH_DATABASE_URL": url}) as running,
+    ):
         yield running
 
 
