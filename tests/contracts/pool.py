@@ -9,7 +9,7 @@ from search.proxies import FileCorpus
 from search.spec import Resources
 from search.trial import Outcome, OutcomeKind, TrialSpec
 from tests.waiting import wait_for
-from tests.workers.specs import micro_trial
+from tests.workers.specs import ENDLESS, micro_trial
 from workers.evaluate import evaluate
 from workers.pool import Assignment, Event, Finished, Lost, Pool, Progress
 from workers.workspace import Workspace
@@ -86,39 +86,33 @@ class PoolContract:
         assert list(driver.pool.wait(0)) == []
         assert driver.pool.missing(WHOLE) is None
 
-    def test_holds_an_assignment_from_its_start_until_its_end_is_told(self, driver: Driver) -> None:
-        slot = driver.start("a", micro_trial())
+    def test_gives_a_slot_to_one_assignment_until_its_end_is_told(self, driver: Driver) -> None:
+        slot = driver.reserve()
+        # A reservation obliges to nothing.
+        assert driver.reserve() == slot
+        assert driver.pool.assignments() == {}
+        assert driver.start("a", micro_trial()) == slot
         assert driver.pool.assignments() == {"a": slot}
+        assert driver.pool.reserve(WHOLE, wanted=2) is None
         driver.outcome("a")
         assert driver.pool.assignments() == {}
-        driver.wait()
+        assert driver.start("b", micro_trial()) == slot
+        assert driver.outcome("b").kind is OutcomeKind.COMPLETED
         assert len(driver.ends("a")) == 1
 
-    def test_arrives_at_the_loss_that_evaluate_arrives_at(self, driver: Driver, workspace: Workspace) -> None:
+    def test_tells_the_progress_and_the_outcome_that_evaluate_tells(self, driver: Driver, workspace: Workspace) -> None:
         driver.start("a", micro_trial("btt", seed=5))
         outcome, expected = driver.outcome("a"), evaluate(micro_trial("btt", seed=5), workspace)
         assert outcome.kind is OutcomeKind.COMPLETED
         assert (outcome.loss, outcome.curve) == (expected.loss, expected.curve)
-
-    def test_tells_only_progress_that_is_on_the_curve_and_in_its_order(self, driver: Driver) -> None:
-        driver.start("a", micro_trial())
-        curve = list(driver.outcome("a").curve)
-        told = [event for event in driver.events if isinstance(event, Progress)]
-        assert {event.key for event in told} <= {"a"}
-        positions = [curve.index(event.report) for event in told]
+        *before, last = driver.events
+        assert isinstance(last, Finished)
+        # Not every point need be told, but each at most once and in its place.
+        progress = [event for event in before if isinstance(event, Progress)]
+        assert progress == before
+        assert {event.key for event in progress} <= {"a"}
+        positions = [expected.curve.index(event.report) for event in progress]
         assert positions == sorted(set(positions))
-        assert isinstance(driver.events[-1], Finished)
-
-    def test_gives_no_slot_away_twice(self, driver: Driver) -> None:
-        assert driver.start("a", micro_trial()) == driver.pool.assignments()["a"]
-        assert driver.pool.reserve(WHOLE, wanted=2) is None
-        driver.outcome("a")
-        driver.start("b", micro_trial())
-        assert driver.outcome("b").kind is OutcomeKind.COMPLETED
-
-    def test_reserves_without_obligation(self, driver: Driver) -> None:
-        assert driver.reserve() == driver.reserve()
-        assert driver.pool.assignments() == {}
 
     def test_calls_what_cannot_be_trained_infeasible(self, driver: Driver) -> None:
         driver.start("a", micro_trial(corpus=FileCorpus(path="nothing.txt")))
@@ -139,17 +133,13 @@ class PoolContract:
         assert driver.outcome("b").kind is OutcomeKind.COMPLETED
 
     def test_cancels_what_is_stopped_and_nothing_else(self, driver: Driver) -> None:
-        driver.start("a", micro_trial(train_flops=1e18))
+        driver.start("a", micro_trial(train_flops=ENDLESS))
+        driver.pool.stop("unknown")
         driver.pool.stop("a")
         assert driver.outcome("a").kind is OutcomeKind.CANCELLED
         driver.start("b", micro_trial())
-        assert driver.outcome("b").kind is OutcomeKind.COMPLETED
-
-    def test_does_not_mind_being_told_to_stop_what_it_does_not_run(self, driver: Driver) -> None:
-        driver.pool.stop("unknown")
-        driver.start("a", micro_trial())
-        driver.pool.stop("unknown")
-        assert driver.outcome("a").kind is OutcomeKind.COMPLETED
         driver.pool.stop("a")
+        assert driver.outcome("b").kind is OutcomeKind.COMPLETED
+        driver.pool.stop("b")
         driver.wait()
-        assert len(driver.ends("a")) == 1
+        assert len(driver.ends("a")) == len(driver.ends("b")) == 1
