@@ -9,8 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from einlayers.dims import Dims, Policy
 from einlayers.errors import FieldError
-from einlayers.scaling import FactorRules
-from einlayers.taxonomy import Cost, Family, Taxonomy
+from einlayers.taxonomy import Family, Taxonomy
 from einlayers.theta import Theta
 from search.checks import Whole
 from search.proxies import ModelCost, ProxySpec
@@ -206,23 +205,6 @@ class DescribeRequest:
     policy: Policy = "exact"
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-
-class DescriptionResource(Schema):
-    """All that follows from a structure and two widths."""
-
-    theta: Theta
-    canonical: Theta
-    family: Family
-    taxonomy: Taxonomy
-    dims: Dims
-    padding_in: float
-    padding_out: float
-    rank: int
-    cost: Cost
-    dense_params: int
-    rules: FactorRules
-    einsum: str
 
 
 class Health(Schema):

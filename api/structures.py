@@ -6,10 +6,10 @@ from fastapi import APIRouter, Query
 
 from api.deps import Paging, Reading
 from api.errors import responses
-from api.schemas import DescribeRequest, DescriptionResource, ListOf, StructureResource
+from api.schemas import DescribeRequest, ListOf, StructureResource
 from einlayers.taxonomy import Family
 from service import repositories
-from service.describe import describe
+from service.describe import Description, describe
 from service.repositories import METRICS, Metric
 
 router = APIRouter(prefix="/v1", tags=["structures"])
@@ -55,7 +55,6 @@ def list_structures(
 
 
 @router.post("/structures:describe", responses=responses(400, 413, 415, 422))
-def describe_structure(request: DescribeRequest) -> DescriptionResource:
+def describe_structure(request: DescribeRequest) -> Description:
     """What follows from a theta and two widths: dims, cost, rank, taxonomy, family, muP rules, the einsum."""
-    description = describe(request.theta, request.d_in, request.d_out, request.policy)
-    return DescriptionResource.model_validate(description)
+    return describe(request.theta, request.d_in, request.d_out, request.policy)
