@@ -1,0 +1,27 @@
+"""The smallest trials that still train: a few milliseconds on the text of ``tests.corpora``."""
+
+from dataclasses import replace
+from typing import Any
+
+from einlayers.theta import NAMED
+from search.proxies import CharLM, FileCorpus
+from search.trial import TrialSpec
+
+MICRO = CharLM(
+    dense_width=8,
+    num_heads=2,
+    depth=1,
+    context=16,
+    batch_size=4,
+    train_flops=2e7,
+    corpus=FileCorpus(path="corpus.txt"),
+)
+
+ENDLESS = 1e18
+"""Training FLOPs of a trial that ends only by being stopped."""
+
+
+def micro_trial(name: str = "monarch", *, seed: int = 0, **settings: Any) -> TrialSpec:
+    """A trial of a known design on ``MICRO``, with other settings of the proxy where given."""
+    proxy = replace(MICRO, **settings)
+    return TrialSpec(theta=NAMED[name], proxy=proxy, width=proxy.width_for(NAMED[name]), seed=seed)

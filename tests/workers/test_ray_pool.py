@@ -1,0 +1,280 @@
+"""The pool on a real Ray of this process: two CPUs, and one GPU that exists on paper."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+import ray
+
+from search.spec import Resources
+from search.trial import OutcomeKind, Report
+from tests.contracts.pool import WHOLE, Driver, PoolContract
+from tests.waiting import wait_for
+from tests.workers.actors import actor, pid, slots, view
+from tests.workers.specs import ENDLESS, micro_trial
+from workers.evaluate import evaluate
+from workers.pool import Lost, Pool, Progress
+from workers.ray_pool import RayPool
+from workers.workspace import Workspace
+
+HALF = Resources(cpus=1)
+HALF_A_GPU = Resources(cpus=0.25, gpus=0.5)
+
+MakePool = Callable[[Workspace], RayPool]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a cluster that ends with these tests."""
+    # Not below pytest's own folders: Ray makes sockets there, whose paths must be short.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray's workers are nice by default: on a busy machine they would get next to nothing.
+        environment.setenv("RAY_worker_niceness", "0")
+        ray.init(
+            address="local",
+            num_cpus=2,
+            num_gpus=1,
+            object_store_memory=100_000_000,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=folder,
+        )
+        yield ray.get_runtime_context().gcs_address
+        ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def namespace(cluster: str) -> Iterator[str]:
+    """A namespace of its own for each test, whose slots end with it."""
+    name = f"test-{uuid.uuid4().hex}"
+    yield name
+    for slot in slots(name):
+        ray.kill(actor(name, slot))
+
+
+@pytest.fixture
+def make_pool(cluster: str, namespace: str) -> MakePool:
+    return lambda workspace: RayPool(workspace, address=cluster, namespace=namespace)
+
+
+@pytest.fixture
+def driver(make_pool: MakePool, workspace: Workspace) -> Driver:
+    return Driver(make_pool(workspace))
+
+
+@pytest.fixture
+def successor(make_pool: MakePool, workspace: Workspace) -> Callable[[], Driver]:
+    """Makes the pool of the next runner."""
+    return lambda: Driver(make_pool(workspace))
+
+
+class TestRayPool(PoolContract):
+    @pytest.fixture
+    def make_pool(self, cluster: str, namespace: str) -> Callable[[Workspace], Pool]:
+        return lambda workspace: RayPool(workspace, address=cluster, namespace=namespace)
+
+
+class TestRunningTrial:
+    def test_tells_each_point_once_and_ends_at_once_when_stopped(self, driver: Driver) -> None:
+        slot = driver.start("a", micro_trial(train_flops=1e10))
+
+        def told() -> list[Report]:
+            driver.wait()
+            return [event.report for event in driver.events if isinstance(event, Progress)]
+
+        reports = wait_for(told, until=lambda reports: len(reports) >= 3, what="progress")
+        driver.pool.stop("a")
+        outcome = driver.outcome("a")
+        assert outcome.kind is OutcomeKind.CANCELLED
+        positions = [outcome.curve.index(report) for report in reports]
+        assert positions == sorted(set(positions))
+        assert driver.reserve() == slot
+
+
+class TestCapacity:
+    def test_allows_as_many_slots_as_fit(self, driver: Driver, namespace: str) -> None:
+        assert driver.pool.reserve(HALF, wanted=5) is None
+        for key in ("a", "b"):
+            start_endless(driver, namespace, key, HALF)
+        assert driver.pool.reserve(HALF, wanted=5) is None
+        assert slots(namespace) == {"slot-0", "slot-1"}
+        assert set(driver.pool.assignments().values()) == {"slot-0", "slot-1"}
+
+    def test_allows_no_more_slots_than_are_wanted(self, driver: Driver, namespace: str) -> None:
+        for _ in range(3):
+            driver.pool.reserve(HALF, wanted=1)
+        assert driver.reserve(HALF) == "slot-0"
+        assert slots(namespace) == {"slot-0"}
+
+    def test_shares_a_gpu_among_as_many_as_it_holds(self, driver: Driver, namespace: str) -> None:
+        for key in ("a", "b"):
+            start_endless(driver, namespace, key, HALF_A_GPU)
+        # Both run now, and there is CPU left for a third one. Ray's own account of what is free lags behind a little.
+        wait_for(
+            ray.available_resources,
+            until=lambda free: free["CPU"] == 1.5 and "GPU" not in free,
+            what="Ray to have given half a CPU and the whole GPU away",
+        )
+        assert driver.pool.reserve(HALF_A_GPU, wanted=1) is None
+        assert driver.pool.missing(HALF_A_GPU) is None
+        assert len(slots(namespace)) == 2
+        driver.pool.stop("a")
+        assert driver.outcome("a").kind is OutcomeKind.CANCELLED
+        assert driver.pool.reserve(HALF_A_GPU, wanted=1) in slots(namespace)
+        assert set(driver.pool.assignments()) == {"b"}
+
+    def test_is_taken_back_from_idle_slots_of_another_shape(self, driver: Driver, namespace: str) -> None:
+        for resources, num_slots in ((HALF, 2), (WHOLE, 1)):
+            driver.pool.reserve(resources, wanted=num_slots)
+            driver.reserve(resources)
+            assert slots(namespace) == {f"slot-{number}" for number in range(num_slots)}
+
+    def test_is_not_taken_from_slots_that_are_about_to_serve(self, driver: Driver, namespace: str) -> None:
+        driver.pool.reserve(HALF, wanted=2)
+        assert driver.pool.reserve(WHOLE, wanted=1) is None
+        assert slots(namespace) == {"slot-0", "slot-1"}
+
+    def test_is_not_taken_from_busy_slots_nor_from_idle_ones_where_that_does_not_help(
+        self, driver: Driver, namespace: str
+    ) -> None:
+        driver.pool.reserve(HALF, wanted=2)
+        busy = start_endless(driver, namespace, "a", HALF)
+        idle = driver.reserve(HALF)
+        assert idle != busy
+        assert driver.pool.reserve(WHOLE, wanted=1) is None
+        assert driver.pool.reserve(HALF, wanted=1) == idle
+        assert slots(namespace) == {busy, idle}
+        driver.pool.stop("a")
+        assert driver.outcome("a").kind is OutcomeKind.CANCELLED
+
+    @pytest.mark.parametrize(
+        ("resources", "reason"),
+        [
+            (Resources(cpus=64), "a trial asks for 64 CPUs and 0 GPUs; the cluster has 2 CPUs, 1 GPUs"),
+            (Resources(cpus=0.5, gpus=2), "a trial asks for 0.5 CPUs and 2 GPUs; the cluster has 2 CPUs, 1 GPUs"),
+        ],
+    )
+    def test_that_is_missing_is_explained_and_not_waited_for(
+        self, driver: Driver, namespace: str, resources: Resources, reason: str
+    ) -> None:
+        assert driver.pool.missing(resources) == reason
+        assert driver.pool.reserve(resources, wanted=1) is None
+        assert slots(namespace) == set()
+
+    def test_is_enough_for_all_that_fits(self, driver: Driver) -> None:
+        for resources in (WHOLE, HALF, HALF_A_GPU, Resources(cpus=2, gpus=1), Resources(cpus=0, gpus=1)):
+            assert driver.pool.missing(resources) is None
+
+
+class TestLoss:
+    def test_of_a_process_loses_its_trial_once_and_no_other(self, driver: Driver, namespace: str) -> None:
+        driver.pool.reserve(HALF, wanted=2)
+        slot = start_endless(driver, namespace, "a", HALF)
+        start_endless(driver, namespace, "b", HALF)
+        os.kill(pid(namespace, slot), signal.SIGKILL)
+        end = driver.end("a")
+        assert isinstance(end, Lost)
+        assert end.reason.startswith("Actor")
+        assert "\n" not in end.reason
+        assert set(driver.pool.assignments()) == {"b"}
+        driver.pool.stop("b")
+        assert driver.outcome("b").kind is OutcomeKind.CANCELLED
+        assert len(driver.ends("a")) == 1
+
+    def test_of_a_process_leaves_a_slot_that_serves_again(self, driver: Driver, namespace: str) -> None:
+        slot = start_endless(driver, namespace, "a")
+        process = pid(namespace, slot)
+        os.kill(process, signal.SIGKILL)
+        assert isinstance(driver.end("a"), Lost)
+        assert driver.start("b", micro_trial()) == slot
+        assert driver.outcome("b").kind is OutcomeKind.COMPLETED
+        assert pid(namespace, slot) != process
+
+    def test_of_an_idle_process_costs_one_attempt_at_most(self, driver: Driver, namespace: str) -> None:
+        os.kill(pid(namespace, driver.reserve()), signal.SIGKILL)
+        driver.start("a", micro_trial())
+        driver.end("a")
+        driver.start("b", micro_trial())
+        assert driver.outcome("b").kind is OutcomeKind.COMPLETED
+
+    def test_of_a_slot_for_good_makes_room_for_a_new_one(self, driver: Driver, namespace: str) -> None:
+        slot = start_endless(driver, namespace, "a")
+        ray.kill(actor(namespace, slot), no_restart=True)
+        assert isinstance(driver.end("a"), Lost)
+        driver.start("b", micro_trial())
+        assert driver.outcome("b").kind is OutcomeKind.COMPLETED
+
+
+class TestAdoption:
+    def test_takes_over_what_a_runner_that_is_gone_has_started(
+        self, cluster: str, namespace: str, workspace: Workspace, successor: Callable[[], Driver]
+    ) -> None:
+        # A process of its own submits, lets go of its pool and ends.
+        arguments = [cluster, namespace, str(workspace.cache_dir), str(workspace.corpora_dir), "a", "9", "3e8"]
+        subprocess.run([sys.executable, "-m", "tests.workers.short_lived_runner", *arguments], check=True)
+        heir = successor()
+        assert heir.pool.assignments() == {"a": "slot-0"}
+        expected = evaluate(micro_trial(seed=9, train_flops=3e8), workspace)
+        assert heir.outcome("a").loss == expected.loss
+        assert heir.pool.assignments() == {}
+        assert heir.start("b", micro_trial()) == "slot-0"
+        assert heir.outcome("b").kind is OutcomeKind.COMPLETED
+        assert slots(namespace) == {"slot-0"}
+
+    def test_can_stop_what_it_took_over(self, driver: Driver, successor: Callable[[], Driver], namespace: str) -> None:
+        start_endless(driver, namespace, "a")
+        heir = successor()
+        assert heir.pool.reserve(WHOLE, wanted=1) is None
+        heir.pool.stop("a")
+        assert heir.outcome("a").kind is OutcomeKind.CANCELLED
+
+    def test_hears_of_what_ended_while_nobody_listened(
+        self, driver: Driver, successor: Callable[[], Driver], namespace: str, workspace: Workspace
+    ) -> None:
+        slot = driver.start("a", micro_trial())
+        wait_for(lambda: view(namespace, slot).outcome, what="the end of a")
+        heir = successor()
+        assert heir.pool.assignments() == {"a": slot}
+        assert heir.outcome("a").loss == evaluate(micro_trial(), workspace).loss
+
+    def test_loses_what_it_took_over_where_the_slot_dies(
+        self, driver: Driver, successor: Callable[[], Driver], namespace: str
+    ) -> None:
+        slot = start_endless(driver, namespace, "a")
+        heir = successor()
+        os.kill(pid(namespace, slot), signal.SIGKILL)
+        assert isinstance(heir.end("a"), Lost)
+        assert heir.pool.assignments() == {}
+
+    def test_finds_idle_slots_with_their_resources(
+        self, driver: Driver, successor: Callable[[], Driver], namespace: str
+    ) -> None:
+        slot = driver.reserve(HALF_A_GPU)
+        heir = successor()
+        assert heir.pool.assignments() == {}
+        assert heir.pool.reserve(HALF_A_GPU, wanted=1) == slot
+        assert heir.reserve(HALF) != slot
+
+    def test_leaves_the_slots_of_other_services_alone(self, driver: Driver, cluster: str, workspace: Workspace) -> None:
+        driver.reserve(HALF)
+        other = RayPool(workspace, address=cluster, namespace="another service")
+        assert other.slots() == []
+        assert other.reserve(HALF_A_GPU, wanted=0) is None
+
+
+def start_endless(driver: Driver, namespace: str, key: str, resources: Resources = WHOLE) -> str:
+    """Start an assignment that has no end of its own; it runs when this returns. Its slot."""
+    slot = driver.start(key, micro_trial(train_flops=ENDLESS), resources)
+    wait_for(lambda: view(namespace, slot).key == key, what=f"the start of {key}")
+    return slot
