@@ -1,12 +1,12 @@
 """muP: from the learning rate tuned once on a small dense model to that of every parameter of any other model.
 
 Dense hidden layers and the head go with base width / width. Each factor of a structured layer goes with that times the
-multiplier of its rule. Embeddings and normalisation gains keep one rate at every width. Source: 2406.06248, section 4.
+multiplier of its rule. Embeddings, gains and biases keep one rate at every width. Source: 2406.06248, section 4.
 """
 
 from collections import defaultdict
 
-from torch import Tensor, nn
+from torch import nn
 
 from einlayers.linear import EinsumLinear
 from einlayers.scaling import factor_rules
@@ -32,15 +32,17 @@ def linear_factory(theta: Theta) -> LinearFactory:
 
 def param_groups(model: nn.Module, *, base_lr: float, base_width: int, width: int) -> list[dict[str, object]]:
     """Adam's parameter groups, one per learning rate; ``base_lr`` is the tuned rate of the dense model at ``base_width``."""
-    hidden_lr = base_lr * base_width / width
-    groups: dict[float, list[Tensor]] = defaultdict(list)
+    groups: dict[float, list[nn.Parameter]] = defaultdict(list)
     for module in model.modules():
-        if isinstance(module, EinsumLinear):
-            rules = factor_rules(module.dims)
-            groups[hidden_lr * rules.A.adam_lr_mult].append(module.A)
-            groups[hidden_lr * rules.B.adam_lr_mult].append(module.B)
-        elif isinstance(module, nn.Linear):
-            groups[hidden_lr].append(module.weight)
-        else:
-            groups[INPUT_LR_MULT * base_lr].extend(module.parameters(recurse=False))
-    return [{"params": params, "lr": lr} for lr, params in groups.items() if params]
+        for name, parameter in module.named_parameters(recurse=False):
+            groups[_rate(module, name, base_lr, base_lr * base_width / width)].append(parameter)
+    return [{"params": params, "lr": lr} for lr, params in groups.items()]
+
+
+def _rate(module: nn.Module, name: str, base_lr: float, hidden_lr: float) -> float:
+    if isinstance(module, EinsumLinear) and name in ("A", "B"):
+        rules = factor_rules(module.dims)
+        return hidden_lr * (rules.A if name == "A" else rules.B).adam_lr_mult
+    if isinstance(module, nn.Linear) and name == "weight":
+        return hidden_lr
+    return INPUT_LR_MULT * base_lr

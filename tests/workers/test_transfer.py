@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from einlayers.linear import EinsumLinear
 from einlayers.theta import NAMED
 from workers.models.gpt import GPT
-from workers.transfer import linear_factory, param_groups
+from workers.transfer import INPUT_LR_MULT, linear_factory, param_groups
 
 BASE_LR, BASE_WIDTH = 5e-3, 32
 
@@ -101,6 +101,13 @@ class TestRates:
 
 
 class TestGroups:
+    def test_hold_biases_too(self) -> None:
+        model = nn.Sequential(nn.Linear(8, 8), EinsumLinear(8, 8, NAMED["btt"]))
+        groups = param_groups(model, base_lr=0.01, base_width=4, width=8)
+        rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}  # type: ignore[attr-defined]
+        assert rates.keys() == {id(parameter) for parameter in model.parameters()}
+        assert [rates[id(layer.bias)] for layer in model] == [INPUT_LR_MULT * 0.01] * 2
+
     @pytest.mark.parametrize("name", NAMED)
     def test_hold_every_parameter_exactly_once(self, name: str) -> None:
         model = gpt_of(name, 64)
