@@ -71,6 +71,15 @@ class Trial(TypedDict):
     attempts: list[Attempt]
 
 
+class Measurement(TypedDict):
+    """A point of the learning curve; ``loss`` in nats per token, held out."""
+
+    step: int
+    tokens: int
+    train_flops: float
+    loss: float
+
+
 class Replicate(TypedDict):
     """One of the seeds that a structure was trained from."""
 
@@ -153,6 +162,11 @@ class Client:
         """The trials of a search, by number."""
         for item in self._items(f"{_path('searches', search_id)}/trials"):
             yield cast(Trial, item)
+
+    def measurements(self, trial_id: str) -> Iterator[Measurement]:
+        """The learning curve of the trial's latest attempt, by step."""
+        for item in self._items(f"{_path('trials', trial_id)}/measurements"):
+            yield cast(Measurement, item)
 
     def best(self, search_id: str, *, limit: int = 10) -> list[Ranked]:
         """The best structures of a search, best first."""

@@ -7,6 +7,7 @@ what they run. Killed at any instant and started again, it puts both together an
 import logging
 import signal
 import threading
+import time
 
 from sqlalchemy.orm import Session
 
@@ -26,6 +27,9 @@ from workers.workspace import Workspace
 
 IDLE_SECONDS = 0.2
 """How long a turn waits for news from the slots; a new search or a cancellation is seen after at most this."""
+
+LATE_CALL_SECONDS = 0.5
+"""How long a call to a slot may take to arrive after the runner that sent it was killed; it takes milliseconds."""
 
 _ACTIVE = (SearchState.QUEUED, SearchState.RUNNING, SearchState.STOPPING)
 
@@ -59,9 +63,14 @@ class Runner:
 
     def _recover(self) -> None:
         """Bring database and slots to one account of what runs."""
-        held = self._pool.assignments()
-        with self._database.write() as session:
+        with self._database.read() as session:
             known = {attempt.id for attempt in repositories.running_attempts(session)}
+        held = self._pool.assignments()
+        if known - held.keys():
+            # An earlier runner may have been killed while its last call was on the way to a slot.
+            time.sleep(LATE_CALL_SECONDS)
+            held = self._pool.assignments()
+        with self._database.write() as session:
             for attempt_id in known - held.keys():
                 trials.record_loss(session, attempt_id, "no slot knew of it when the runner started")
         for key in held.keys() - known:

@@ -63,7 +63,10 @@ class RayPool:
         self._adopt()
 
     def assignments(self) -> Mapping[str, str]:
-        """See ``Pool.assignments``."""
+        """See ``Pool.assignments``; looks at idle slots again, for what an earlier runner submitted with its last breath."""
+        for handle in self._slots.values():
+            if handle.key is None and handle.starting is None:
+                self._take_late_call_over(handle)
         return {handle.key: name for name, handle in self._slots.items() if handle.key}
 
     def reserve(self, resources: Resources, *, wanted: int) -> str | None:
@@ -197,6 +200,15 @@ class RayPool:
             handle.resources, handle.key = view.resources, view.key
             if view.key:
                 handle.run = actor.follow.options(concurrency_group="control").remote(view.key)
+
+    def _take_late_call_over(self, handle: _SlotHandle) -> None:
+        try:
+            view: SlotView = ray.get(self._view(handle.actor), timeout=_ADOPT_WITHIN)
+        except (RayError, GetTimeoutError):
+            return  # whether the slot lives is found out when it is used
+        if view.key is not None and view.outcome is None:
+            handle.key = view.key
+            handle.run = handle.actor.follow.options(concurrency_group="control").remote(view.key)
 
     def _start(self, resources: Resources) -> None:
         number = next(n for n in range(len(self._slots) + 1) if f"{_PREFIX}{n}" not in self._slots)

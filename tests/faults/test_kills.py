@@ -64,8 +64,13 @@ class TestKillOfASlot:
 
 class TestKillOfTheRunner:
     def test_the_next_runner_takes_the_running_trials_over(self, service: EmbeddedService) -> None:
-        search_id = service.submit("runner killed", trials=NUM_TRIALS, train_flops=LONG_ENOUGH)
-        service.wait_until_running(search_id)
+        search_id = service.submit("runner killed", trials=NUM_TRIALS, train_flops=4 * LONG_ENOUGH)
+        # Both slots are seen to train, and neither is about to end: no call is on its way when the runner dies.
+        wait_for(
+            lambda: [t for t in service.wait_until_running(search_id) if any(service.client.measurements(t))],
+            until=lambda training: len(training) == 2,
+            what="two trials that train",
+        )
         victim = service.child("service.runner")
         victim.kill()
         trials = assert_exactly_the_budget(service, search_id)
