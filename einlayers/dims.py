@@ -51,6 +51,11 @@ class Dims:
             if getattr(self, name) < 1:
                 raise FieldError(name, expected="a positive size", got=getattr(self, name))
 
+    @classmethod
+    def of(cls, axes: Axes, d_in: int, d_out: int) -> "Dims":
+        """The dims of seven sizes in theta's order, for a layer from ``d_in`` to ``d_out`` features."""
+        return cls(**dict(zip(AXES, axes, strict=True)), d_in=d_in, d_out=d_out)
+
     @property
     def axes(self) -> Axes:
         """The seven sizes in theta's order."""
@@ -133,7 +138,7 @@ def _exact(theta: Theta, d_in: int, d_out: int) -> Dims:
     if _promises_full_rank(theta, d_in, d_out) and generic_rank(axes, d_in, d_out) < min(d_in, d_out):
         full = (other for other in _ordered(groups) if generic_rank(other, d_in, d_out) == min(d_in, d_out))
         axes = next(full, axes)
-    return Dims(**dict(zip(AXES, axes, strict=True)), d_in=d_in, d_out=d_out)
+    return Dims.of(axes, d_in, d_out)
 
 
 def _ordered(groups: Iterable[Sequence[tuple[float, Sequence[int]]]]) -> list[Axes]:

@@ -24,17 +24,7 @@ def widths(largest: int = 4096) -> SearchStrategy[int]:
 def full_dims(draw: st.DrawFn, largest: int = 6) -> Dims:
     """Axes that neither pad nor drop a feature."""
     alpha, beta, gamma, delta, epsilon, phi, rho = (draw(st.integers(1, largest)) for _ in range(7))
-    return Dims(
-        alpha=alpha,
-        beta=beta,
-        gamma=gamma,
-        delta=delta,
-        epsilon=epsilon,
-        phi=phi,
-        rho=rho,
-        d_in=alpha * beta * gamma,
-        d_out=delta * epsilon * phi,
-    )
+    return Dims.of((alpha, beta, gamma, delta, epsilon, phi, rho), alpha * beta * gamma, delta * epsilon * phi)
 
 
 def swap(dims: Dims) -> Dims:

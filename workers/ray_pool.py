@@ -197,16 +197,20 @@ class RayPool:
                 logger.warning("%s cannot be adopted: %s", name, _first_line(error))
                 self.remove(name)
                 continue
-            handle.resources, handle.key = view.resources, view.key
-            if view.key:
-                handle.run = actor.follow.options(concurrency_group="control").remote(view.key)
+            handle.resources = view.resources
+            self._take_over(handle, view)
 
     def _take_late_call_over(self, handle: _SlotHandle) -> None:
         try:
             view: SlotView = ray.get(self._view(handle.actor), timeout=_ADOPT_WITHIN)
         except (RayError, GetTimeoutError):
             return  # whether the slot lives is found out when it is used
-        if view.key is not None and view.outcome is None:
+        if view.outcome is None:
+            self._take_over(handle, view)
+
+    def _take_over(self, handle: _SlotHandle, view: SlotView) -> None:
+        """Wait for the end of what a slot holds, if it holds anything; an end that was told before is told again."""
+        if view.key is not None:
             handle.key = view.key
             handle.run = handle.actor.follow.options(concurrency_group="control").remote(view.key)
 

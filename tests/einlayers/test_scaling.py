@@ -25,7 +25,7 @@ class TestAdam:
     @pytest.mark.parametrize("rank", [1, 4])
     def test_multiplies_the_rate_of_a_block_tensor_train_as_its_paper_says(self, d: int, rank: int) -> None:
         root = math.isqrt(d)
-        rules = factor_rules(_dims((root, 1, root, 1, root, root, rank), d, d))
+        rules = factor_rules(Dims.of((root, 1, root, 1, root, root, rank), d, d))
         assert rules.A.adam_lr_mult == pytest.approx(root / 2, rel=EXACT)
         assert rules.B.adam_lr_mult == pytest.approx(root / (2 * rank), rel=EXACT)
 
@@ -59,18 +59,3 @@ class TestInitialScale:
 def _norm(rule: FactorRule) -> float:
     matrix = np.random.default_rng(0).standard_normal((rule.fan_out, rule.fan_in)) * rule.init_std
     return float(np.linalg.norm(matrix, 2))
-
-
-def _dims(axes: tuple[int, int, int, int, int, int, int], d_in: int, d_out: int) -> Dims:
-    alpha, beta, gamma, delta, epsilon, phi, rho = axes
-    return Dims(
-        alpha=alpha,
-        beta=beta,
-        gamma=gamma,
-        delta=delta,
-        epsilon=epsilon,
-        phi=phi,
-        rho=rho,
-        d_in=d_in,
-        d_out=d_out,
-    )

@@ -192,15 +192,4 @@ def _exponent_within_a_factor_of_two(count: int, d: int, exponent: float) -> boo
 
 
 def _dims(row: golden.Layer) -> Dims:
-    alpha, beta, gamma, delta, epsilon, phi, rho = row.axes
-    return Dims(
-        alpha=alpha,
-        beta=beta,
-        gamma=gamma,
-        delta=delta,
-        epsilon=epsilon,
-        phi=phi,
-        rho=rho,
-        d_in=row.d_in,
-        d_out=row.d_out,
-    )
+    return Dims.of(row.axes, row.d_in, row.d_out)
