@@ -61,6 +61,18 @@ class Dims:
         """The seven sizes in theta's order."""
         return (self.alpha, self.beta, self.gamma, self.delta, self.epsilon, self.phi, self.rho)
 
+    @property
+    def theta(self) -> Theta:
+        """The exponents that these sizes stand for: their shares of each side's logarithm."""
+        log_d = math.log(max(2, min(self.d_in, self.d_out)))
+        return Theta.of(
+            [
+                *_exponents(self.alpha, self.beta, self.gamma),
+                *_exponents(self.delta, self.epsilon, self.phi),
+                min(1.0, math.log(self.rho) / log_d),
+            ]
+        )
+
     def swapped(self) -> "Dims":
         """The axes of ``theta.swapped()``."""
         return replace(self, alpha=self.beta, beta=self.alpha, delta=self.epsilon, epsilon=self.delta)
@@ -92,9 +104,8 @@ def resolve(theta: Theta, d_in: int, d_out: int, policy: Policy = "exact") -> Di
     Raises:
         FieldError: a width is not an integer in 1..2**20, or the policy is unknown.
     """
-    for name, width in (("d_in", d_in), ("d_out", d_out)):
-        if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= MAX_WIDTH:
-            raise FieldError(name, expected=f"a whole number from 1 to {MAX_WIDTH}", got=width)
+    check_size("d_in", d_in)
+    check_size("d_out", d_out)
     if policy not in get_args(Policy):
         raise FieldError("policy", expected=f"one of {get_args(Policy)}", got=policy)
     if policy == "round":
@@ -102,6 +113,24 @@ def resolve(theta: Theta, d_in: int, d_out: int, policy: Policy = "exact") -> Di
     canonical, is_swapped = _exact_form(theta)
     dims = _exact(canonical, d_in, d_out)
     return dims.swapped() if is_swapped else dims
+
+
+def check_size(name: str, size: int, *, largest: int = MAX_WIDTH) -> int:
+    """The size, if it is a whole number from 1 to ``largest``.
+
+    Raises:
+        FieldError: it is not; the error carries ``name``.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= largest:
+        raise FieldError(name, expected=f"a whole number from 1 to {largest}", got=size)
+    return size
+
+
+def _exponents(first: int, second: int, third: int) -> tuple[float, float, float]:
+    log_d = math.log(first * second * third)
+    if log_d == 0:
+        return (0.0, 0.0, 1.0)
+    return (math.log(first) / log_d, math.log(second) / log_d, math.log(third) / log_d)
 
 
 @lru_cache(maxsize=4096)

@@ -2,17 +2,29 @@
 
 # B batch, I inputs (d_in), O outputs (d_out); a b g d e f r: the sizes of alpha beta gamma delta epsilon phi rho
 
+from typing import TypedDict, Unpack
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from einlayers.dims import Policy, resolve
-from einlayers.scaling import factor_rules
+from einlayers.contraction import contract
+from einlayers.dims import Dims, Policy, resolve
+from einlayers.families import btt_dims, low_rank_dims, monarch_dims
+from einlayers.scaling import FactorRules, factor_rules
 from einlayers.taxonomy import cost
 from einlayers.theta import Theta
 
-_MULTIPLY_OUT_BELOW = 128 * 128
-"""Layers of at most this many entries are multiplied out: one small matrix product beats two batched ones with copies."""
+
+class Options(TypedDict, total=False):
+    """What every way of making an ``EinsumLinear`` takes beside its structure."""
+
+    bias: bool
+    zero_init: bool
+    weight_norm: bool
+    recompute: bool
+    device: torch.device | str | None
+    dtype: torch.dtype | None
 
 
 class EinsumLinear(nn.Module):
@@ -22,70 +34,132 @@ class EinsumLinear(nn.Module):
     features than asked for (``dims`` reports it); with ``policy="round"`` they may also be dropped, as in the papers.
     Source: 2410.02117, section 3; initial scale: 2406.06248, section 4.
 
+    ``theta`` is a ``Theta``, a name of ``NAMED`` or the papers' text. ``zero_init`` starts as the zero map, which learns.
+    ``weight_norm`` caps the rms of each factor at its initial scale and gives it a learnable gain (2406.06248, section
+    4.3). ``recompute`` saves only the input for backward and computes the intermediate again, for a sixth more FLOPs.
+
     Raises:
-        FieldError: a width is not positive.
+        FieldError: a width is not positive, or theta or the policy is unknown.
     """
 
+    theta: Theta
+    """The point that the layer was resolved from, or, for a layer made from axes, the one that they stand for."""
+    dims: Dims
+    A: nn.Parameter
+    """``(phi, delta, rho, gamma, alpha)``"""
+    B: nn.Parameter
+    """``(phi, epsilon, rho, gamma, beta)``"""
+
     def __init__(
-        self,
-        d_in: int,
-        d_out: int,
-        theta: Theta,
-        *,
-        bias: bool = True,
-        policy: Policy = "exact",
-        zero_init: bool = False,
+        self, d_in: int, d_out: int, theta: Theta | str, *, policy: Policy = "exact", **options: Unpack[Options]
     ) -> None:
         super().__init__()
+        theta = Theta.parse(theta) if isinstance(theta, str) else theta
+        self._build(theta, resolve(theta, d_in, d_out, policy), **options)
+
+    @classmethod
+    def from_dims(cls, dims: Dims, **options: Unpack[Options]) -> "EinsumLinear":
+        """The layer with exactly these axes."""
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._build(dims.theta, dims, **options)
+        return layer
+
+    @classmethod
+    def monarch(cls, d_in: int, d_out: int, *, num_blocks: int = 4, **options: Unpack[Options]) -> "EinsumLinear":
+        """Monarch by its number of blocks (2204.00595, section 3.1; see ``monarch_dims``)."""
+        return cls.from_dims(monarch_dims(d_in, d_out, num_blocks), **options)
+
+    @classmethod
+    def btt(cls, d_in: int, d_out: int, *, rank: int = 1, **options: Unpack[Options]) -> "EinsumLinear":
+        """Block Tensor-Train of two cores (2406.06248, section 3; see ``btt_dims``); ``BTTLinear`` has more cores."""
+        return cls.from_dims(btt_dims(d_in, d_out, rank), **options)
+
+    @classmethod
+    def low_rank(cls, d_in: int, d_out: int, *, rank: int, **options: Unpack[Options]) -> "EinsumLinear":
+        """``W = U V`` of the given rank."""
+        return cls.from_dims(low_rank_dims(d_in, d_out, rank), **options)
+
+    def _build(
+        self,
+        theta: Theta,
+        dims: Dims,
+        *,
+        bias: bool = True,
+        zero_init: bool = False,
+        weight_norm: bool = False,
+        recompute: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self.theta = theta
-        self.policy: Policy = policy
-        self.dims = resolve(theta, d_in, d_out, policy)
-        self.order = cost(self.dims).order
+        self.dims = dims
+        self.order = cost(dims).order
         self.zero_init = zero_init
-        dims = self.dims
-        self.A = nn.Parameter(torch.empty(dims.phi, dims.delta, dims.rho, dims.gamma, dims.alpha))
-        self.B = nn.Parameter(torch.empty(dims.phi, dims.epsilon, dims.rho, dims.gamma, dims.beta))
-        self.bias = nn.Parameter(torch.empty(d_out)) if bias else None
+        self.weight_norm = weight_norm
+        self.recompute = recompute
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.A = parameter(dims.phi, dims.delta, dims.rho, dims.gamma, dims.alpha)
+        self.B = parameter(dims.phi, dims.epsilon, dims.rho, dims.gamma, dims.beta)
+        self.gain_A = parameter() if weight_norm else None
+        self.gain_B = parameter() if weight_norm else None
+        self.bias = parameter(dims.d_out) if bias else None
         self.reset_parameters()
+
+    @property
+    def rules(self) -> FactorRules:
+        """The muP rules of both factors."""
+        return factor_rules(self.dims)
 
     def reset_parameters(self) -> None:
         """Draw the factors at muP's scale; ``zero_init`` zeroes B, which zeroes the map but lets it learn."""
-        rules = factor_rules(self.dims)
-        nn.init.normal_(self.A, std=rules.A.init_std)
+        nn.init.normal_(self.A, std=self.rules.A.init_std)
         if self.zero_init:
             nn.init.zeros_(self.B)
         else:
-            nn.init.normal_(self.B, std=rules.B.init_std)
+            nn.init.normal_(self.B, std=self.rules.B.init_std)
+        for gain in (self.gain_A, self.gain_B):
+            if gain is not None:
+                nn.init.ones_(gain)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B as they are applied: the parameters themselves, or capped and scaled with ``weight_norm``."""
+        if self.gain_A is None or self.gain_B is None:
+            return self.A, self.B
+        rules = self.rules
+        return capped(self.A, self.gain_A, rules.A.init_std), capped(self.B, self.gain_B, rules.B.init_std)
+
     def forward(self, x_BI: Tensor) -> Tensor:
         """Map ``(..., d_in)`` to ``(..., d_out)``."""
-        if self.dims.d_in * self.dims.d_out <= _MULTIPLY_OUT_BELOW:
-            return F.linear(x_BI, self.to_dense(), self.bias)
-        dims = self.dims
-        x_Bgba = _fit(x_BI, dims.inputs).reshape(*x_BI.shape[:-1], dims.gamma, dims.beta, dims.alpha)
-        if self.order == "A_first":
-            z_Bfdrgb = torch.einsum("...gba,fdrga->...fdrgb", x_Bgba, self.A)
-            y_Bfed = torch.einsum("...fdrgb,fergb->...fed", z_Bfdrgb, self.B)
-        else:
-            z_Bferga = torch.einsum("...gba,fergb->...ferga", x_Bgba, self.B)
-            y_Bfed = torch.einsum("...ferga,fdrga->...fed", z_Bferga, self.A)
-        y_BO = _fit(y_Bfed.flatten(-3), dims.d_out)
+        A, B = self.factors()
+        x_BI = fit(x_BI, self.dims.inputs)
+        y_BO = fit(contract(x_BI, A, B, order=self.order, recompute=self.recompute), self.dims.d_out)
         return y_BO if self.bias is None else y_BO + self.bias
 
     def to_dense(self) -> Tensor:
         """The matrix ``W`` of shape ``(d_out, d_in)``, multiplied out; gradients flow to the factors."""
-        dims = self.dims
-        W_fedgba = torch.einsum("fdrga,fergb->fedgba", self.A, self.B)
-        W_OI = W_fedgba.reshape(dims.outputs, dims.inputs)
-        return _fit(_fit(W_OI, dims.d_in).mT, dims.d_out).mT
+        A, B = self.factors()
+        W_fedgba = torch.einsum("fdrga,fergb->fedgba", A, B)
+        W_OI = W_fedgba.reshape(self.dims.outputs, self.dims.inputs)
+        return fit(fit(W_OI, self.dims.d_in).mT, self.dims.d_out).mT
 
     def extra_repr(self) -> str:
-        return f"{self.dims.d_in}, {self.dims.d_out}, {self.theta}, bias={self.bias is not None}"
+        options = "".join(f", {name}=True" for name in ("zero_init", "weight_norm", "recompute") if getattr(self, name))
+        return f"{self.dims.d_in}, {self.dims.d_out}, {self.theta}, bias={self.bias is not None}{options}"
 
 
-def _fit(x: Tensor, size: int) -> Tensor:
+def capped(factor: Tensor, gain: Tensor, std: float) -> Tensor:
+    """The factor, shrunk where its rms exceeds ``std`` and never grown, times its gain (2406.06248, section 4.3)."""
+    rms = factor.square().mean().sqrt()
+    return factor * (gain / (rms / std).clamp(min=1.0))
+
+
+def fit(x: Tensor, size: int) -> Tensor:
     """Zero-pad or crop the last axis to ``size``."""
     missing = size - x.shape[-1]
     if missing == 0:
