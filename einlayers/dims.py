@@ -110,7 +110,7 @@ def resolve(theta: Theta, d_in: int, d_out: int, policy: Policy = "exact") -> Di
         raise FieldError("policy", expected=f"one of {get_args(Policy)}", got=policy)
     if policy == "round":
         return _round(theta, d_in, d_out)
-    canonical, is_swapped = _exact_form(theta)
+    canonical, is_swapped = _exact_form(theta.exponents)
     dims = _exact(canonical, d_in, d_out)
     return dims.swapped() if is_swapped else dims
 
@@ -134,10 +134,10 @@ def _exponents(first: int, second: int, third: int) -> tuple[float, float, float
 
 
 @lru_cache(maxsize=4096)
-def _exact_form(theta: Theta) -> tuple[Theta, bool]:
-    """The canonical, exactly normalised theta, and whether that exchanged the factors: theta and swap get one answer."""
-    canonical = theta.canonical()
-    return canonical.normalised(), canonical != theta
+def _exact_form(exponents: tuple[float, ...]) -> tuple[tuple[float, ...], bool]:
+    """The canonical, exactly normalised exponents, and whether that exchanged the factors: theta and swap get one answer."""
+    canonical = Theta.of(exponents).canonical()
+    return canonical.normalised().exponents, canonical.exponents != exponents
 
 
 def _round(theta: Theta, d_in: int, d_out: int) -> Dims:
@@ -156,7 +156,8 @@ def _round(theta: Theta, d_in: int, d_out: int) -> Dims:
 
 
 @lru_cache(maxsize=65536)
-def _exact(theta: Theta, d_in: int, d_out: int) -> Dims:
+def _exact(exponents: tuple[float, ...], d_in: int, d_out: int) -> Dims:
+    theta = Theta.of(exponents)
     groups = (
         _groups((theta.alpha, theta.beta, theta.gamma), d_in),
         _groups((theta.delta, theta.epsilon, theta.phi), d_out),

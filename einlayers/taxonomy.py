@@ -67,7 +67,7 @@ def cost(dims: Dims) -> Cost:
 
 def layer_cost(theta: Theta, d_in: int, d_out: int, policy: Policy = "exact") -> Cost:
     """The cost of the layer that is built for ``theta``: one matrix where theta is dense, else ``cost`` of its dims."""
-    if is_dense(theta):
+    if theta.is_dense:
         return Cost(params=d_in * d_out, macs=d_in * d_out, intermediate=0, order="dense")
     return cost(resolve(theta, d_in, d_out, policy))
 
@@ -77,15 +77,10 @@ def rank_bound(dims: Dims) -> int:
     return generic_rank(dims.axes, dims.d_in, dims.d_out)
 
 
-def is_dense(theta: Theta) -> bool:
-    """Whether one factor alone already holds every axis, so that the other adds parameters but no matrices."""
-    return max(theta.beta, theta.epsilon) < 1e-9 or max(theta.alpha, theta.delta) < 1e-9
-
-
 def classify(theta: Theta) -> Family:
     """The name of the family that ``theta`` belongs to; "einsum" where it has none (2410.02117, section 3)."""
     canonical = theta.canonical().normalised()
-    if is_dense(canonical):
+    if canonical.is_dense:
         return "dense"
     if min(canonical.alpha, canonical.epsilon) > 1 - 1e-9:
         return "low-rank"

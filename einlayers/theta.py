@@ -21,9 +21,12 @@ AXES = ("alpha", "beta", "gamma", "delta", "epsilon", "phi", "rho")
 """The names of the axes, in the order that holds everywhere."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Theta:
     """Seven exponents in [0, 1]; the input group (alpha, beta, gamma) and the output group (delta, epsilon, phi) sum to 1.
+
+    Two are equal, and hash alike, where they say the same operators: a theta and its swap, and every form of dense.
+    ``exponents`` tells them apart.
 
     Raises:
         FieldError: an exponent is not a finite number in [0, 1], or a group does not sum to 1 within ``SUM_TOLERANCE``.
@@ -96,6 +99,11 @@ class Theta:
         return (self.alpha, self.beta, self.gamma, self.delta, self.epsilon, self.phi, self.rho)
 
     @property
+    def is_dense(self) -> bool:
+        """Whether one factor alone already holds every axis, so that the other adds parameters but no matrices."""
+        return max(self.beta, self.epsilon) < 1e-9 or max(self.alpha, self.delta) < 1e-9
+
+    @property
     def is_canonical(self) -> bool:
         """Whether contracting with A first is the cheaper order: min(alpha, epsilon) >= min(beta, delta)."""
         return min(self.alpha, self.epsilon) >= min(self.beta, self.delta)
@@ -114,6 +122,18 @@ class Theta:
     def transposed(self) -> "Theta":
         """The structure of the transposed matrices: input and output exchanged, and A with B."""
         return Theta.of((self.epsilon, self.delta, self.phi, self.beta, self.alpha, self.gamma, self.rho))
+
+    def __eq__(self, other: object) -> bool:
+        return self._operators == other._operators if isinstance(other, Theta) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._operators)
+
+    @property
+    def _operators(self) -> tuple[float, ...]:
+        """The same for all forms of the same operators, float noise aside; empty for dense."""
+        forms = (self.exponents, self.swapped().exponents)
+        return () if self.is_dense else max(tuple(round(x, 12) + 0.0 for x in form) for form in forms)
 
     def __str__(self) -> str:
         return "(" + "|".join(f"{exponent:.3g}" for exponent in self.exponents) + ")"

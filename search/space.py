@@ -121,10 +121,15 @@ SUBSPACES: Mapping[str, Subspace] = {
 _ZERO = 1e-9
 
 
-@lru_cache(maxsize=65536)
 def _canonical(theta: Theta) -> Theta:
-    # Every ask places the whole history anew; it would be the same work every time.
-    return theta.canonical().normalised()
+    return _canonical_form(theta.exponents)
+
+
+@lru_cache(maxsize=65536)
+def _canonical_form(exponents: tuple[float, ...]) -> Theta:
+    # Every ask places the whole history anew; it would be the same work every time. By exponents, as all forms of dense
+    # are equal thetas but lie in different subspaces.
+    return Theta.of(exponents).canonical().normalised()
 
 
 def _theta(

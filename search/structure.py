@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 
 from einlayers.dims import Dims, resolve
-from einlayers.taxonomy import Family, Taxonomy, classify, is_dense, taxonomy
+from einlayers.taxonomy import Family, Taxonomy, classify, taxonomy
 from einlayers.theta import Theta
 from search.proxies import ModelCost, ProxySpec
 
@@ -42,5 +42,5 @@ def layer_dims(theta: Theta, proxy: ProxySpec, width: int) -> dict[str, Dims]:
 def _digest(theta: Theta, proxy: ProxySpec, width: int) -> str:
     # Dense layers are one matrix whatever the theta that says so; the rest is told apart by its integer axes alone,
     # in the canonical form, because a theta and its swap are the same operators.
-    dims = "dense" if is_dense(theta) else [d.axes for d in layer_dims(theta.canonical(), proxy, width).values()]
+    dims = "dense" if theta.is_dense else [d.axes for d in layer_dims(theta.canonical(), proxy, width).values()]
     return hashlib.sha256(f"{width} {dims}".encode()).hexdigest()[:32]

@@ -10,7 +10,6 @@ from torch import nn
 
 from einlayers.linear import EinsumLinear
 from einlayers.scaling import factor_rules
-from einlayers.taxonomy import is_dense
 from einlayers.theta import Theta
 from workers.models.gpt import LinearFactory, dense_linear
 
@@ -21,7 +20,7 @@ whose rows see a gradient only when their character occurs (held-out loss 2.14 a
 
 def linear_factory(theta: Theta) -> LinearFactory:
     """The factory of layers of structure ``theta``: one matrix where that is dense, two factors elsewhere."""
-    if is_dense(theta):
+    if theta.is_dense:
         return dense_linear
 
     def structured(d_in: int, d_out: int, *, zero_init: bool = False) -> nn.Module:

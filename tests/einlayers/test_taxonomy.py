@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 
 from einlayers.dims import Dims, resolve
-from einlayers.taxonomy import Family, classify, cost, is_dense, layer_cost, rank_bound, taxonomy
+from einlayers.taxonomy import Family, classify, cost, layer_cost, rank_bound, taxonomy
 from einlayers.theta import NAMED, Theta
 from tests import golden, strategies
 
@@ -162,7 +162,7 @@ class TestClassify:
     @given(theta=strategies.thetas())
     def test_does_not_depend_on_the_names_of_the_factors(self, theta: Theta) -> None:
         assert classify(theta) == classify(theta.swapped())
-        assert is_dense(theta) == is_dense(theta.swapped())
+        assert theta.is_dense == theta.swapped().is_dense
 
     @pytest.mark.parametrize("num_blocks_exponent", ["1/2", "1/5", "1/3", "1/10"])
     def test_knows_monarch_by_any_number_of_blocks(self, num_blocks_exponent: str) -> None:
