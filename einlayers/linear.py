@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from einlayers.contraction import contract
 from einlayers.dims import Dims, Policy, resolve
 from einlayers.families import btt_dims, low_rank_dims, monarch_dims
-from einlayers.scaling import FactorRules, factor_rules
+from einlayers.scaling import FactorRule, FactorRules, View, factor_rules
 from einlayers.taxonomy import cost
 from einlayers.theta import Theta
 
@@ -113,6 +113,14 @@ class EinsumLinear(nn.Module):
     def rules(self) -> FactorRules:
         """The muP rules of both factors."""
         return factor_rules(self.dims)
+
+    def lr_rules(self) -> dict[str, FactorRule]:
+        """The muP rule of each factor, by the name of its parameter."""
+        return {"A": self.rules.A, "B": self.rules.B}
+
+    def matrix_views(self) -> dict[str, View]:
+        """Which axes of each factor number its matrices, which are their rows (fan_out) and which their columns (fan_in)."""
+        return {"A": ((3,), (0, 1, 2), (4,)), "B": ((0,), (1,), (2, 3, 4))}
 
     def reset_parameters(self) -> None:
         """Draw the factors at muP's scale; ``zero_init`` zeroes B, which zeroes the map but lets it learn."""

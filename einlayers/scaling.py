@@ -8,7 +8,10 @@ is divided among the two factors, SGD's goes with fan_out/fan_in.
 import math
 from dataclasses import dataclass
 
-from einlayers.dims import Dims
+from einlayers.dims import Dims, check_size
+
+View = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""A factor as a batch of matrices: its axes that number them, that are their rows (fan_out), their columns (fan_in)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +36,19 @@ class FactorRules:
 def factor_rules(dims: Dims) -> FactorRules:
     """The muP rules of factor A (fans alpha and delta*phi*rho) and factor B (fans beta*gamma*rho and epsilon)."""
     return FactorRules(
-        A=_rule(dims, fan_in=dims.alpha, fan_out=dims.delta * dims.phi * dims.rho),
-        B=_rule(dims, fan_in=dims.beta * dims.gamma * dims.rho, fan_out=dims.epsilon),
+        A=factor_rule(dims.alpha, dims.delta * dims.phi * dims.rho, d_in=dims.d_in, d_out=dims.d_out),
+        B=factor_rule(dims.beta * dims.gamma * dims.rho, dims.epsilon, d_in=dims.d_in, d_out=dims.d_out),
+    )
+
+
+def factor_rule(fan_in: int, fan_out: int, *, d_in: int, d_out: int, num_factors: int = 2) -> FactorRule:
+    """The rule of one of ``num_factors`` factors of a layer, whose matrices map ``fan_in`` to ``fan_out`` features."""
+    return FactorRule(
+        fan_in=fan_in,
+        fan_out=fan_out,
+        init_std=dense_init_std(fan_in, fan_out),
+        adam_lr_mult=d_in / fan_in / num_factors,
+        sgd_lr_mult=(fan_out / fan_in) / (d_out / d_in) / num_factors,
     )
 
 
@@ -43,11 +57,15 @@ def dense_init_std(fan_in: int, fan_out: int) -> float:
     return math.sqrt(min(fan_in, fan_out)) / fan_in
 
 
-def _rule(dims: Dims, *, fan_in: int, fan_out: int) -> FactorRule:
-    return FactorRule(
-        fan_in=fan_in,
-        fan_out=fan_out,
-        init_std=dense_init_std(fan_in, fan_out),
-        adam_lr_mult=dims.d_in / fan_in / 2,
-        sgd_lr_mult=(fan_out / fan_in) / (dims.d_out / dims.d_in) / 2,
-    )
+def branch_scale(depth: int, base_depth: int) -> float:
+    """What a model of ``depth`` residual blocks multiplies its branches by: ``sqrt(base_depth / depth)``.
+
+    The rates of Adam, and of every optimiser whose updates have a fixed size, take the same factor inside the blocks:
+    ``depth`` branches of this scale, each moved by such an update, then move the output as far as ``base_depth`` did.
+    SGD's rates take none: its gradients already carry the scale. Source: 2310.02244; ``base_depth`` is 3 in the
+    code of 2410.02117, which prints the factor of the rates but never applies it.
+
+    Raises:
+        FieldError: a depth is not a positive whole number.
+    """
+    return math.sqrt(check_size("base_depth", base_depth) / check_size("depth", depth))

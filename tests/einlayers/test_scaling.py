@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 
 from einlayers.dims import Dims, resolve
-from einlayers.scaling import FactorRule, dense_init_std, factor_rules
+from einlayers.errors import FieldError
+from einlayers.scaling import FactorRule, branch_scale, dense_init_std, factor_rules
 from einlayers.theta import NAMED
 from tests import golden, strategies
 
@@ -54,6 +55,22 @@ class TestInitialScale:
     @pytest.mark.parametrize(("fan_in", "fan_out", "std"), [(64, 64, 1 / 8), (64, 256, 1 / 8), (256, 64, 1 / 32)])
     def test_narrows_with_the_smaller_fan(self, fan_in: int, fan_out: int, std: float) -> None:
         assert dense_init_std(fan_in, fan_out) == std
+
+
+class TestDepth:
+    @pytest.mark.parametrize(("depth", "base_depth", "scale"), [(3, 3, 1), (12, 3, 1 / 2), (2, 8, 2)])
+    def test_scales_branches_so_that_their_squares_sum_as_in_the_base(
+        self, depth: int, base_depth: int, scale: float
+    ) -> None:
+        assert branch_scale(depth, base_depth) == pytest.approx(scale, rel=EXACT)
+        assert depth * branch_scale(depth, base_depth) ** 2 == pytest.approx(base_depth, rel=EXACT)
+
+    @pytest.mark.parametrize(
+        ("depth", "base_depth", "name"), [(0, 3, "depth"), (3, -1, "base_depth"), (2.5, 3, "depth")]
+    )
+    def test_is_a_positive_whole_number(self, depth: int, base_depth: int, name: str) -> None:
+        with pytest.raises(FieldError, match=f"^{name}: expected a whole number from 1"):
+            branch_scale(depth, base_depth)
 
 
 def _norm(rule: FactorRule) -> float:
