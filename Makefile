@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CODE := api benchmarks einlayers einsearch migrations search service tests workers
+CODE := api benchmarks einlayers einsearch examples migrations search service tests workers
 
 # One thread per process: every worker is one core's worth of work, and two pools of threads on one core only fight.
 export OMP_NUM_THREADS := 1
@@ -24,6 +24,7 @@ check: $(READY)  ## format, lint, types, import contracts, migrations
 	$(BIN)/lint-imports
 	$(BIN)/python -m service.migrate check
 	$(BIN)/mypy
+	$(BIN)/mypy examples/*.py
 
 format: $(READY)
 	$(BIN)/ruff format $(CODE)
