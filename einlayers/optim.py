@@ -278,14 +278,14 @@ def _recipe(optimizer: str, base_lr: float, input_lr_mult: float, weight_decay: 
 
 
 def _merged(settings: dict[nn.Parameter, _Setting], decay_per_step: float, recipe: _Recipe) -> list[Group]:
-    members: dict[_Setting, list[nn.Parameter]] = defaultdict(list)
+    members: dict[tuple[float, float, View | None], list[nn.Parameter]] = defaultdict(list)
     for parameter, setting in settings.items():
-        members[setting].append(parameter)
-    groups = []
-    for setting, parameters in members.items():
         decay = decay_per_step / setting.lr if setting.is_matrix else 0.0
-        group: Group = {"params": parameters, "lr": setting.lr, "weight_decay": decay}
-        groups.append(group | {"view": setting.view} if recipe.has_views else group)
+        members[setting.lr, decay, setting.view].append(parameter)
+    groups: list[Group] = []
+    for (lr, decay, view), parameters in members.items():
+        group: Group = {"params": parameters, "lr": lr, "weight_decay": decay}
+        groups.append(group | {"view": view} if recipe.has_views else group)
     return groups
 
 

@@ -4,14 +4,14 @@ Dense hidden layers and the head go with base width / width. Each factor of a st
 multiplier of its rule. Embeddings, gains and biases keep one rate at every width. Source: 2406.06248, section 4.
 """
 
-from collections import defaultdict
-
 from torch import nn
 
+from einlayers import optim
+from einlayers.attention import LinearFactory
 from einlayers.linear import EinsumLinear
-from einlayers.scaling import factor_rules
+from einlayers.muon import Group
 from einlayers.theta import Theta
-from workers.models.gpt import LinearFactory, dense_linear
+from workers.models.gpt import dense_linear
 
 INPUT_LR_MULT = 4.0
 """The rate of embeddings and gains against ``base_lr``, tuned once with it on the dense model: 1 is too slow for tables
@@ -29,19 +29,7 @@ def linear_factory(theta: Theta) -> LinearFactory:
     return structured
 
 
-def param_groups(model: nn.Module, *, base_lr: float, base_width: int, width: int) -> list[dict[str, object]]:
+def param_groups(model: nn.Module, *, base_lr: float, base_width: int, width: int) -> list[Group]:
     """Adam's parameter groups, one per learning rate; ``base_lr`` is the tuned rate of the dense model at ``base_width``."""
-    groups: dict[float, list[nn.Parameter]] = defaultdict(list)
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            groups[_rate(module, name, base_lr, base_lr * base_width / width)].append(parameter)
-    return [{"params": params, "lr": lr} for lr, params in groups.items()]
-
-
-def _rate(module: nn.Module, name: str, base_lr: float, hidden_lr: float) -> float:
-    if isinstance(module, EinsumLinear) and name in ("A", "B"):
-        rules = factor_rules(module.dims)
-        return hidden_lr * (rules.A if name == "A" else rules.B).adam_lr_mult
-    if isinstance(module, nn.Linear) and name == "weight":
-        return hidden_lr
-    return INPUT_LR_MULT * base_lr
+    hidden_lr = base_lr * base_width / width
+    return optim.param_groups(model, hidden_lr, input_lr_mult=INPUT_LR_MULT * base_lr / hidden_lr)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from einlayers.attention import LinearFactory
 from einlayers.btt import BTTLinear
 from einlayers.errors import FieldError
 from einlayers.linear import EinsumLinear
@@ -14,7 +15,7 @@ from einlayers.optim import param_groups
 from einlayers.scaling import View
 from einlayers.theta import NAMED
 from workers import transfer
-from workers.models.gpt import GPT, LinearFactory, dense_linear
+from workers.models.gpt import GPT, dense_linear
 from workers.transfer import linear_factory
 
 LR = 0.01

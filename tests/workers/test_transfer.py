@@ -104,7 +104,7 @@ class TestGroups:
     def test_hold_biases_too(self) -> None:
         model = nn.Sequential(nn.Linear(8, 8), EinsumLinear(8, 8, NAMED["btt"]))
         groups = param_groups(model, base_lr=0.01, base_width=4, width=8)
-        rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}  # type: ignore[attr-defined]
+        rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
         assert rates.keys() == {id(parameter) for parameter in model.parameters()}
         assert [rates[id(layer.bias)] for layer in model] == [INPUT_LR_MULT * 0.01] * 2
 

@@ -4,25 +4,14 @@ Follows the character GPT of 2410.02117 (appendix): muP attention scale, untied 
 last layer of every residual branch, and every linear layer but the head made by a factory.
 """
 
-# B batch, T tokens, D width, H heads, K width per head, V vocabulary
-
-import math
-from typing import Protocol
+# B batch, T tokens, D width, V vocabulary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from einlayers.attention import Attention, LinearFactory
 from einlayers.scaling import dense_init_std
-
-BASE_HEAD_WIDTH = 8
-"""The width per head at which muP's attention scale 1/d_head meets the usual 1/sqrt(d_head)."""
-
-
-class LinearFactory(Protocol):
-    """Makes one linear layer without bias; ``zero_init`` asks for a layer that starts as the zero map."""
-
-    def __call__(self, d_in: int, d_out: int, *, zero_init: bool = False) -> nn.Module: ...
 
 
 def dense_linear(d_in: int, d_out: int, *, zero_init: bool = False) -> nn.Linear:
@@ -30,35 +19,6 @@ def dense_linear(d_in: int, d_out: int, *, zero_init: bool = False) -> nn.Linear
     layer = nn.Linear(d_in, d_out, bias=False)
     nn.init.zeros_(layer.weight) if zero_init else nn.init.normal_(layer.weight, std=dense_init_std(d_in, d_out))
     return layer
-
-
-class Attention(nn.Module):
-    """Causal self-attention with LayerNorm on the queries and keys of each head."""
-
-    def __init__(self, width: int, num_heads: int, linear: LinearFactory) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        head_width = width // num_heads
-        self.scale = math.sqrt(BASE_HEAD_WIDTH) / head_width
-        self.query = linear(width, width)
-        self.key = linear(width, width)
-        self.value = linear(width, width)
-        self.output = linear(width, width, zero_init=True)
-        self.query_norm = nn.LayerNorm(head_width, bias=False)
-        self.key_norm = nn.LayerNorm(head_width, bias=False)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Mix ``(B, T, D)`` along T."""
-        q_BHTK = self.query_norm(self._split(self.query(x_BTD)))
-        k_BHTK = self.key_norm(self._split(self.key(x_BTD)))
-        v_BHTK = self._split(self.value(x_BTD))
-        y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, scale=self.scale)
-        out: Tensor = self.output(y_BHTK.transpose(1, 2).flatten(2))
-        return out
-
-    def _split(self, x_BTD: Tensor) -> Tensor:
-        B, T, D = x_BTD.shape
-        return x_BTD.view(B, T, self.num_heads, D // self.num_heads).transpose(1, 2)
 
 
 class Block(nn.Module):
