@@ -120,7 +120,7 @@ class BTTLinear(nn.Module):
     def forward(self, x_BI: Tensor) -> Tensor:
         """Map ``(..., d_in)`` to ``(..., d_out)``."""
         y_BO = self._linear(x_BI)
-        return y_BO if self.bias is None else y_BO + self.bias
+        return y_BO if self.bias is None else y_BO + self.bias.to(y_BO.dtype)
 
     def to_dense(self) -> Tensor:
         """The matrix ``W`` of shape ``(d_out, d_in)``, multiplied out; gradients flow to the cores."""

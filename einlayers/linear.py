@@ -147,7 +147,8 @@ class EinsumLinear(nn.Module):
         A, B = self.factors()
         x_BI = fit(x_BI, self.dims.inputs)
         y_BO = fit(contract(x_BI, A, B, order=self.order, recompute=self.recompute), self.dims.d_out)
-        return y_BO if self.bias is None else y_BO + self.bias
+        # In y's type, which autocast may have made another one than the parameters'.
+        return y_BO if self.bias is None else y_BO + self.bias.to(y_BO.dtype)
 
     def to_dense(self) -> Tensor:
         """The matrix ``W`` of shape ``(d_out, d_in)``, multiplied out; gradients flow to the factors."""
