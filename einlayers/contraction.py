@@ -24,6 +24,11 @@ Formulation = Literal["zero_copy", "two_einsums", "multiply_out"]
 _MOVED = 40
 """The multiply-adds that an element between the factors takes the time of, coming and going; so does a permuted output."""
 
+_CALLED, _EINSUM_CALLS = 125_000, 16
+"""The multiply-adds that the call of one block's product takes the time of, and how many such calls two einsums are."""
+
+_FEW_TOKENS, _TRACED_TOKENS = 128, 1024
+
 _FORMED = 64
 """The tokens for which multiplying by W would take as long as forming W, and its gradient, does; rho adds one for one."""
 
@@ -51,18 +56,23 @@ def contract(x_BI: Tensor, A: Tensor, B: Tensor, *, order: Order, recompute: boo
 
 def choose(x_TI: Tensor, A: Tensor, B: Tensor, order: Order) -> Formulation:
     """The fastest formulation for these shapes and this type, by the measurements of ``benchmarks/layers.py``."""
-    f, d, r, g, a = A.shape
-    e, b = B.shape[1], B.shape[4]
-    num_entries = f * e * d * g * b * a
-    if order == "A_first":
-        intermediate, macs, permuted = f * d * r * g * b, A.numel() * b + B.numel() * d, d > 1 < e
-    else:
-        intermediate, macs, permuted = f * e * r * g * a, B.numel() * a + A.numel() * e, b > 1 < a
-    moved = intermediate + (f * e * d if permuted else 0)
-    if (x_TI.shape[0] + r + _FORMED) * num_entries < x_TI.shape[0] * (macs + _MOVED * moved):
+    (f, d, r, g, a), e, b = A.shape, B.shape[1], B.shape[4]
+    if _is_low_rank(A, B):
+        return "two_einsums"
+    # A traced program is to hold for every batch, so it must not compare the size of this one.
+    T = _TRACED_TOKENS if torch.compiler.is_compiling() else x_TI.shape[0]
+    i, k, j, o = (a, b, d, e) if order == "A_first" else (b, a, e, d)
+    is_kronecker, is_repeated = f * g * r == 1, k * j > 1
+    # A Kronecker's products are large as they are; with few tokens, repeating the blocks would be most of the work.
+    is_plain = is_kronecker or (is_repeated and T < _FEW_TOKENS) or _must_be_plain(x_TI)
+    slow, middle, fast = (f, j, o) if order == "A_first" else (g, k, i)
+    permuted = slow * middle * fast if min(middle, fast) > 1 else 0
+    macs = f * r * g * k * j * (i + o)
+    moved = f * j * r * g * k + permuted
+    num_calls = _EINSUM_CALLS if is_plain else g * k + f * j
+    if (T + r + _FORMED) * f * e * d * g * b * a < T * (macs + _MOVED * moved) + _CALLED * num_calls:
         return "multiply_out"
-    # With one block a side the products are large ones already, and plain torch runs them as such.
-    return "two_einsums" if f * g == 1 or _must_be_plain(x_TI) else "zero_copy"
+    return "two_einsums" if is_plain else "zero_copy"
 
 
 def dense_matrix(A: Tensor, B: Tensor) -> Tensor:
@@ -72,7 +82,7 @@ def dense_matrix(A: Tensor, B: Tensor) -> Tensor:
 
 def two_einsums(x_TI: Tensor, A: Tensor, B: Tensor, order: Order) -> Tensor:
     """One factor after the other, in torch's own words."""
-    if A.shape[:2].numel() * B.shape[3:].numel() == 1:  # low rank needs no einsum, whose bookkeeping costs tens of us
+    if _is_low_rank(A, B):  # needs no einsum, whose bookkeeping takes longer than small products
         return F.linear(F.linear(x_TI, A.view(A.shape[2], A.shape[4])), B.view(B.shape[1], B.shape[2]))
     x_Tgba = x_TI.view(x_TI.shape[0], A.shape[3], B.shape[4], A.shape[4])
     if order == "A_first":
@@ -91,6 +101,10 @@ def _must_be_plain(x_TI: Tensor) -> bool:
         or x_TI.dtype not in (torch.float32, torch.float64)
         or torch.is_autocast_enabled("cpu")
     )
+
+
+def _is_low_rank(A: Tensor, B: Tensor) -> bool:
+    return A.shape[:2].numel() * B.shape[3:].numel() == 1
 
 
 def zero_copy(x_TI: Tensor, A: Tensor, B: Tensor, order: Order, recompute: bool = False) -> Tensor:

@@ -148,9 +148,11 @@ class TestChoice:
         assert chosen(btt_dims(32, 32, 4), 1024) == "multiply_out"
         assert chosen(btt_dims(1024, 1024, 4), 1024) == "zero_copy"
 
-    def test_does_not_form_a_matrix_for_a_few_tokens(self) -> None:
-        for width in (128, 256, 1024):
+    def test_does_not_form_a_large_matrix_for_a_few_tokens(self) -> None:
+        general = Theta.parse("(1/2|1/4|1/4|1/4|1/2|1/4|1/4)")
+        for width in (512, 1024, 4096):
             assert chosen(btt_dims(width, width, 4), 1) == "zero_copy"
+            assert chosen(resolve(general, width, width), 1) == "two_einsums"
 
     def test_never_forms_the_matrix_where_the_factors_cost_a_tenth(self) -> None:
         for tokens in (1, 256, 4096):
@@ -175,8 +177,7 @@ class TestChoice:
         assert choose(x_TI, A, B, "A_first") == "two_einsums"
 
     def test_takes_plain_torch_where_a_transform_looks_on(self) -> None:
-        dims = monarch_dims(64, 64, 4)
-        A, B, x_TI = factors(dims)
+        A, B, x_TI = factors(monarch_dims(256, 256, 4))
         seen = []
 
         def apply(x_I: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ TOLERANCE = 1e-10
 """Between float64 arithmetic in torch's order and in that of plain loops."""
 
 FLOPS_PER_MAC = 2
-BEYOND_MULTIPLYING_OUT = 144
+BEYOND_MULTIPLYING_OUT = 576
 """A width at which every layer is contracted factor by factor, so that what runs is what is counted."""
 
 Array = npt.NDArray[np.float64]
