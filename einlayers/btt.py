@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from einlayers.families import BTTAxes, btt_axes
-from einlayers.linear import EinsumLinear, fit
+from einlayers.linear import EinsumLinear, check_features, fit
 from einlayers.scaling import FactorRule, View, factor_rule
 from einlayers.taxonomy import Cost
 
@@ -118,7 +118,11 @@ class BTTLinear(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x_BI: Tensor) -> Tensor:
-        """Map ``(..., d_in)`` to ``(..., d_out)``."""
+        """Map ``(..., d_in)`` to ``(..., d_out)``.
+
+        Raises:
+            FieldError: the last axis of the input does not have ``d_in`` features.
+        """
         y_BO = self._linear(x_BI)
         return y_BO if self.bias is None else y_BO + self.bias.to(y_BO.dtype)
 
@@ -135,7 +139,7 @@ class BTTLinear(nn.Module):
         )
 
     def _linear(self, x_BI: Tensor) -> Tensor:
-        return fit(apply_cores(fit(x_BI, self.axes.inputs), self.cores), self.axes.d_out)
+        return fit(apply_cores(fit(check_features(x_BI, self.d_in), self.axes.inputs), self.cores), self.axes.d_out)
 
 
 def apply_cores(x_BI: Tensor, cores: Sequence[Tensor]) -> Tensor:

@@ -11,11 +11,13 @@ tracer, mode and device understands. ``multiply_out`` forms W, which pays where 
 # r and g phi, rho and gamma. With A first, i k j o are alpha, beta, delta, epsilon; with B first the other way round.
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from einlayers.taxonomy import Order
 
@@ -45,12 +47,11 @@ def contract(x_BI: Tensor, A: Tensor, B: Tensor, *, order: Order, recompute: boo
     batch, inputs = x_BI.shape[:-1], x_BI.shape[-1]
     x_TI = x_BI.reshape(-1, inputs)
     formulation = choose(x_TI, A, B, order)
-    if formulation == "multiply_out":
-        y_TO = F.linear(x_TI, dense_matrix(A, B))
-    elif formulation == "zero_copy":
+    if formulation == "zero_copy":
         y_TO = zero_copy(x_TI, A, B, order, recompute)
     else:
-        y_TO = two_einsums(x_TI, A, B, order)
+        apply = multiply_out if formulation == "multiply_out" else two_einsums
+        y_TO = _checkpointed(apply, x_TI, A, B, order) if recompute else apply(x_TI, A, B, order)
     return y_TO.view(*batch, y_TO.shape[-1])
 
 
@@ -80,6 +81,11 @@ def dense_matrix(A: Tensor, B: Tensor) -> Tensor:
     return torch.einsum("fdrga,fergb->fedgba", A, B).flatten(3).flatten(0, 2)
 
 
+def multiply_out(x_TI: Tensor, A: Tensor, B: Tensor, order: Order) -> Tensor:
+    """One product with W, in any order."""
+    return F.linear(x_TI, dense_matrix(A, B))
+
+
 def two_einsums(x_TI: Tensor, A: Tensor, B: Tensor, order: Order) -> Tensor:
     """One factor after the other, in torch's own words."""
     if _is_low_rank(A, B):  # needs no einsum, whose bookkeeping takes longer than small products
@@ -101,6 +107,11 @@ def _must_be_plain(x_TI: Tensor) -> bool:
         or x_TI.dtype not in (torch.float32, torch.float64)
         or torch.is_autocast_enabled("cpu")
     )
+
+
+def _checkpointed(apply: Callable[..., Tensor], x_TI: Tensor, A: Tensor, B: Tensor, order: Order) -> Tensor:
+    y_TO: Tensor = checkpoint(apply, x_TI, A, B, order, use_reentrant=False, preserve_rng_state=False)
+    return y_TO
 
 
 def _is_low_rank(A: Tensor, B: Tensor) -> bool:

@@ -98,12 +98,13 @@ class Dims:
         return self.outputs / self.d_out - 1
 
 
-def resolve(theta: Theta, d_in: int, d_out: int, policy: Policy = "exact") -> Dims:
-    """The axis sizes of ``theta`` for a layer from ``d_in`` to ``d_out`` features.
+def resolve(theta: Theta | str, d_in: int, d_out: int, policy: Policy = "exact") -> Dims:
+    """The axis sizes of ``theta``, a point or its name or text, for a layer from ``d_in`` to ``d_out`` features.
 
     Raises:
-        FieldError: a width is not an integer in 1..2**20, or the policy is unknown.
+        FieldError: a width is not an integer in 1..2**20, or the theta or the policy is unknown.
     """
+    theta = Theta.parse(theta)
     check_size("d_in", d_in)
     check_size("d_out", d_out)
     if policy not in get_args(Policy):

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from einlayers.contraction import contract
+from einlayers.contraction import contract, dense_matrix
 from einlayers.dims import Dims, Policy, resolve
+from einlayers.errors import FieldError
 from einlayers.families import btt_dims, low_rank_dims, monarch_dims
 from einlayers.scaling import FactorRule, FactorRules, View, factor_rules
-from einlayers.taxonomy import cost
+from einlayers.taxonomy import Cost, cost, rank_bound
 from einlayers.theta import Theta
 
 
@@ -37,6 +38,7 @@ class EinsumLinear(nn.Module):
     ``theta`` is a ``Theta``, a name of ``NAMED`` or the papers' text. ``zero_init`` starts as the zero map, which learns.
     ``weight_norm`` caps the rms of each factor at its initial scale and gives it a learnable gain (2406.06248, section
     4.3). ``recompute`` saves only the input for backward and computes the intermediate again, for a sixth more FLOPs.
+    The dense theta makes two factors that are multiplied entry by entry, as in the papers; ``nn.Linear`` is the better one.
 
     Raises:
         FieldError: a width is not positive, or theta or the policy is unknown.
@@ -54,7 +56,7 @@ class EinsumLinear(nn.Module):
         self, d_in: int, d_out: int, theta: Theta | str, *, policy: Policy = "exact", **options: Unpack[Options]
     ) -> None:
         super().__init__()
-        theta = Theta.parse(theta) if isinstance(theta, str) else theta
+        theta = Theta.parse(theta)
         self._build(theta, resolve(theta, d_in, d_out, policy), **options)
 
     @classmethod
@@ -110,6 +112,26 @@ class EinsumLinear(nn.Module):
         self.reset_parameters()
 
     @property
+    def d_in(self) -> int:
+        """Input features."""
+        return self.dims.d_in
+
+    @property
+    def d_out(self) -> int:
+        """Output features."""
+        return self.dims.d_out
+
+    @property
+    def cost(self) -> Cost:
+        """Parameters without bias and MACs per input row."""
+        return cost(self.dims)
+
+    @property
+    def rank_bound(self) -> int:
+        """The generic rank of the map, padding and cropping included."""
+        return rank_bound(self.dims)
+
+    @property
     def rules(self) -> FactorRules:
         """The muP rules of both factors."""
         return factor_rules(self.dims)
@@ -143,9 +165,13 @@ class EinsumLinear(nn.Module):
         return capped(self.A, self.gain_A, rules.A.init_std), capped(self.B, self.gain_B, rules.B.init_std)
 
     def forward(self, x_BI: Tensor) -> Tensor:
-        """Map ``(..., d_in)`` to ``(..., d_out)``."""
+        """Map ``(..., d_in)`` to ``(..., d_out)``.
+
+        Raises:
+            FieldError: the last axis of the input does not have ``d_in`` features.
+        """
         A, B = self.factors()
-        x_BI = fit(x_BI, self.dims.inputs)
+        x_BI = fit(check_features(x_BI, self.d_in), self.dims.inputs)
         y_BO = fit(contract(x_BI, A, B, order=self.order, recompute=self.recompute), self.dims.d_out)
         # In y's type, which autocast may have made another one than the parameters'.
         return y_BO if self.bias is None else y_BO + self.bias.to(y_BO.dtype)
@@ -153,9 +179,7 @@ class EinsumLinear(nn.Module):
     def to_dense(self) -> Tensor:
         """The matrix ``W`` of shape ``(d_out, d_in)``, multiplied out; gradients flow to the factors."""
         A, B = self.factors()
-        W_fedgba = torch.einsum("fdrga,fergb->fedgba", A, B)
-        W_OI = W_fedgba.reshape(self.dims.outputs, self.dims.inputs)
-        return fit(fit(W_OI, self.dims.d_in).mT, self.dims.d_out).mT
+        return fit(fit(dense_matrix(A, B), self.d_in).mT, self.d_out).mT
 
     def extra_repr(self) -> str:
         options = "".join(f", {name}=True" for name in ("zero_init", "weight_norm", "recompute") if getattr(self, name))
@@ -166,6 +190,17 @@ def capped(factor: Tensor, gain: Tensor, std: float) -> Tensor:
     """The factor, shrunk where its rms exceeds ``std`` and never grown, times its gain (2406.06248, section 4.3)."""
     rms = factor.square().mean().sqrt()
     return factor * (gain / (rms / std).clamp(min=1.0))
+
+
+def check_features(x_BI: Tensor, d_in: int) -> Tensor:
+    """The input, if its last axis has ``d_in`` features: ``fit`` would pad or crop any other as silently as its own.
+
+    Raises:
+        FieldError: it has not.
+    """
+    if x_BI.ndim == 0 or x_BI.shape[-1] != d_in:
+        raise FieldError("input", expected=f"{d_in} features on the last axis", got=tuple(x_BI.shape))
+    return x_BI
 
 
 def fit(x: Tensor, size: int) -> Tensor:

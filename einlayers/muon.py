@@ -70,7 +70,7 @@ class Muon(Optimizer):
     ``betas`` and ``eps`` are those of AdamW.
 
     Raises:
-        FieldError: lr, momentum or weight decay is outside its range.
+        FieldError: lr, momentum or weight decay is outside its range, or a group has no ``view``.
     """
 
     def __init__(
@@ -91,8 +91,15 @@ class Muon(Optimizer):
         ):
             if not 0 <= value < largest:
                 raise FieldError(name, expected=f"a number from 0 to below {largest}", got=value)
-        defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "view": None}
+        defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov}
         super().__init__(params, defaults | {"betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group, which must say what its matrices are, or by None that it has none."""
+        if "view" not in param_group:
+            expected = 'groups with a view, as param_groups(model, lr, optimizer="muon") makes them'
+            raise FieldError("params", expected=expected, got="parameters without one")
+        super().add_param_group(param_group)
 
     @overload
     def step(self, closure: None = None) -> None: ...

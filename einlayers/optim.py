@@ -255,8 +255,7 @@ def _fans(module: nn.Module, key: str) -> _Fans:
     """The widths of the layer that the parameter ``key`` belongs to, or that the counterpart of its layer has."""
     layer: Any = module
     if factor_rules_of(module):
-        sized = layer.dims if hasattr(layer, "dims") else layer
-        return _Fans(sized.d_in, sized.d_out)
+        return _Fans(layer.d_in, layer.d_out)
     if isinstance(module, nn.Linear):
         return _Fans(module.in_features, module.out_features)
     weight = module.get_parameter(key)

@@ -168,8 +168,7 @@ def descend(target_NXY: Tensor, live_XY: Tensor, start_NrY: Tensor, descent: Des
 def _dims(structure: Theta | str | Dims, W_OI: Tensor, policy: Policy) -> Dims:
     d_out, d_in = W_OI.shape
     if not isinstance(structure, Dims):
-        theta = Theta.parse(structure) if isinstance(structure, str) else structure
-        return resolve(theta, d_in, d_out, policy)
+        return resolve(structure, d_in, d_out, policy)
     if (structure.d_in, structure.d_out) != (d_in, d_out):
         widths = f"{structure.d_in} -> {structure.d_out}"
         raise FieldError("structure", expected=f"axes for a layer {d_in} -> {d_out}, as the weight is", got=widths)

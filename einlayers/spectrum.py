@@ -116,6 +116,8 @@ def check_weight(weight_OI: Tensor) -> Tensor:
     Raises:
         FieldError: it is not.
     """
+    if not isinstance(weight_OI, Tensor):
+        raise FieldError("weight", expected="a tensor of shape (d_out, d_in)", got=type(weight_OI).__name__)
     if weight_OI.ndim != 2 or weight_OI.numel() == 0:
         raise FieldError("weight", expected="a matrix of shape (d_out, d_in)", got=tuple(weight_OI.shape))
     if not (weight_OI.is_floating_point() or weight_OI.is_complex()):

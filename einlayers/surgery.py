@@ -88,7 +88,7 @@ def replace_linears(
     """
     _check_init(init, options)
     check_size("min_features", min_features)
-    sites = _matching(model, nn.Linear, include, exclude)
+    sites = _matching(model, nn.Linear, "nn.Linear", include, exclude)
     users = _users(model)
     plan: list[tuple[_Site, nn.Module, Replacement]] = []
     kept: list[Kept] = []
@@ -129,7 +129,7 @@ def densify(
     """
     if isinstance(model, Structured):
         return _dense(model)
-    sites = _matching(model, Structured, include, exclude)
+    sites = _matching(model, Structured, "structured layer", include, exclude)
     plan: list[tuple[_Site, nn.Module, Replacement]] = []
     kept: list[Kept] = []
     for site in sites:
@@ -159,7 +159,7 @@ class _Site:
 _HOOKS = "it has hooks, which would be lost"
 
 
-def _matching(model: nn.Module, kind: type[Any], include: Patterns, exclude: Patterns) -> list[_Site]:
+def _matching(model: nn.Module, kind: type[Any], called: str, include: Patterns, exclude: Patterns) -> list[_Site]:
     names: dict[nn.Module, list[str]] = defaultdict(list)
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, kind) and name:
@@ -170,7 +170,7 @@ def _matching(model: nn.Module, kind: type[Any], include: Patterns, exclude: Pat
         if any(map(_matcher(include), aliases)) and not any(map(_matcher(exclude), aliases))
     ]
     if not found:
-        some = ", ".join(aliases[0] for aliases in list(names.values())[:5]) or f"none, it holds no {kind.__name__}"
+        some = ", ".join(aliases[0] for aliases in list(names.values())[:5]) or f"none, it holds no {called}"
         raise FieldError("include", expected=f"a pattern of layers of the model ({some})", got=include)
     return found
 

@@ -37,9 +37,9 @@ class Cost:
     order: Order
 
 
-def taxonomy(theta: Theta) -> Taxonomy:
+def taxonomy(theta: Theta | str) -> Taxonomy:
     """omega, psi and nu of the operator family of ``theta``, in its cheaper contraction order (2410.02117, section 4)."""
-    canonical = theta.canonical().normalised()
+    canonical = Theta.parse(theta).canonical().normalised()
     a_cut = 2 + canonical.rho - canonical.alpha - canonical.epsilon
     b_cut = 2 + canonical.rho - canonical.beta - canonical.delta
     kept = min(canonical.alpha, canonical.epsilon)
@@ -65,9 +65,9 @@ def cost(dims: Dims) -> Cost:
     return Cost(params=a + b, macs=b_first, intermediate=inner, order="B_first")
 
 
-def layer_cost(theta: Theta, d_in: int, d_out: int, policy: Policy = "exact") -> Cost:
+def layer_cost(theta: Theta | str, d_in: int, d_out: int, policy: Policy = "exact") -> Cost:
     """The cost of the layer that is built for ``theta``: one matrix where theta is dense, else ``cost`` of its dims."""
-    if theta.is_dense:
+    if Theta.parse(theta).is_dense:
         return Cost(params=d_in * d_out, macs=d_in * d_out, intermediate=0, order="dense")
     return cost(resolve(theta, d_in, d_out, policy))
 
@@ -77,9 +77,9 @@ def rank_bound(dims: Dims) -> int:
     return generic_rank(dims.axes, dims.d_in, dims.d_out)
 
 
-def classify(theta: Theta) -> Family:
+def classify(theta: Theta | str) -> Family:
     """The name of the family that ``theta`` belongs to; "einsum" where it has none (2410.02117, section 3)."""
-    canonical = theta.canonical().normalised()
+    canonical = Theta.parse(theta).canonical().normalised()
     if canonical.is_dense:
         return "dense"
     if min(canonical.alpha, canonical.epsilon) > 1 - 1e-9:

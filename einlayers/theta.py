@@ -52,16 +52,22 @@ class Theta:
         _check_sum("delta + epsilon + phi", self.delta, self.epsilon, self.phi)
 
     @classmethod
-    def parse(cls, text: str) -> "Theta":
+    def parse(cls, text: "str | Theta") -> "Theta":
         """Read the papers' text such as ``(0.5|0|0.5|0|0.5|0.5|0)``, fractions such as ``1/3``, or a name of ``NAMED``.
+
+        A theta comes back as it is, so that whatever takes thetas takes their names too.
 
         Raises:
             FieldError: the text is neither a known name nor seven numbers that form a theta.
         """
+        if isinstance(text, Theta):
+            return text
+        if not isinstance(text, str):
+            raise FieldError("theta", expected=_TEXT.format(", ".join(NAMED)), got=text)
         if text in NAMED:
             return NAMED[text]
         parts = text.strip().removeprefix("(").removesuffix(")").replace(",", "|").split("|")
-        expected = f"seven exponents such as (0.5|0|0.5|0|0.5|0.5|0), or one of {', '.join(NAMED)}"
+        expected = _TEXT.format(", ".join(NAMED))
         if len(parts) != len(AXES):
             raise FieldError("theta", expected=expected, got=text)
         try:
@@ -137,6 +143,9 @@ class Theta:
 
     def __str__(self) -> str:
         return "(" + "|".join(f"{exponent:.3g}" for exponent in self.exponents) + ")"
+
+
+_TEXT = "seven exponents such as (0.5|0|0.5|0|0.5|0.5|0), or one of {}"
 
 
 def _check_sum(group: str, *exponents: float) -> None:

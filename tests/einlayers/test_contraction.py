@@ -7,10 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from einlayers import contraction
-from einlayers.contraction import choose, contract, dense_matrix, two_einsums, zero_copy
+from einlayers.contraction import choose, contract, multiply_out, two_einsums, zero_copy
 from einlayers.dims import Dims, resolve
 from einlayers.families import btt_dims, monarch_dims
 from einlayers.rank import Axes
@@ -25,7 +24,9 @@ FORMULATIONS: dict[str, Apply] = {
     "zero_copy": zero_copy,
     "zero_copy, recomputed": lambda x, A, B, order: zero_copy(x, A, B, order, recompute=True),
     "two_einsums": two_einsums,
-    "multiply_out": lambda x, A, B, order: F.linear(x, dense_matrix(A, B)),
+    "multiply_out": multiply_out,
+    "chosen": lambda x, A, B, order: contract(x, A, B, order=order),
+    "chosen, recomputed": lambda x, A, B, order: contract(x, A, B, order=order, recompute=True),
 }
 
 AXES: dict[str, Axes] = {
@@ -134,6 +135,15 @@ class TestMemory:
         dims = btt_dims(64, 64, 4)
         A, B, x_TI = factors(dims, num_tokens=50)
         assert saved(lambda: zero_copy(x_TI, A, B, order, recompute=True)) == A.numel() + B.numel() + x_TI.numel()
+
+    @pytest.mark.parametrize("name", ["low-rank", "kronecker", "tensor-train", "btt"])
+    @pytest.mark.parametrize("width", [48, 512])
+    def test_recomputing_does_so_in_every_formulation(self, name: str, width: int) -> None:
+        dims = resolve(NAMED[name], width, width)
+        A, B, x_TI = factors(dims, num_tokens=60)
+        order = cost(dims).order
+        numbers = saved(lambda: contract(x_TI, A, B, order=order, recompute=True))
+        assert numbers == A.numel() + B.numel() + x_TI.numel()
 
     def test_otherwise_saves_the_intermediate_once(self) -> None:
         dims = btt_dims(64, 64, 4)

@@ -266,6 +266,18 @@ class TestModule:
         layer = EinsumLinear(20, 30, "btt", weight_norm=True, recompute=True, zero_init=True)
         assert repr(layer).endswith("bias=True, zero_init=True, weight_norm=True, recompute=True)")
 
+    @pytest.mark.parametrize("shape", [(3, 63), (3, 65), (), (64, 3)])
+    def test_refuses_an_input_of_another_width(self, shape: tuple[int, ...]) -> None:
+        for layer in (EinsumLinear(64, 32, "btt"), EinsumLinear(64, 32, "btt", policy="round")):
+            with pytest.raises(FieldError, match=r"^input: expected 64 features on the last axis, got \("):
+                layer(torch.zeros(shape))
+
+    def test_knows_its_widths_its_cost_and_its_rank(self) -> None:
+        layer = EinsumLinear(64, 48, "btt")
+        assert (layer.d_in, layer.d_out) == (64, 48)
+        assert layer.cost == cost(layer.dims)
+        assert layer.rank_bound == torch.linalg.matrix_rank(layer.double().to_dense()).item()
+
     def test_refuses_a_theta_that_it_does_not_know_and_lists_the_names(self) -> None:
         with pytest.raises(
             FieldError, match=r"^theta: expected seven exponents .* or one of dense, low-rank, .* got 'bt'"

@@ -120,7 +120,7 @@ class TestStep:
     def test_is_that_of_adamw_where_there_is_no_view(self) -> None:
         ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 7, dtype=torch.float64)) for _ in range(2))
         settings = {"lr": 0.03, "betas": (0.8, 0.97), "eps": 1e-6, "weight_decay": 0.2}
-        optimisers = (Muon([ours], **settings), torch.optim.AdamW([theirs], **settings))  # type: ignore[arg-type]
+        optimisers = (Muon([{"params": [ours], "view": None}], **settings), torch.optim.AdamW([theirs], **settings))  # type: ignore[arg-type]
         for step in range(5):
             for parameter, optimiser in zip((ours, theirs), optimisers, strict=True):
                 parameter.grad = torch.sin(parameter.detach() * (step + 1))
@@ -135,13 +135,17 @@ class TestStep:
 
     def test_leaves_parameters_without_a_gradient(self) -> None:
         weight = nn.Parameter(torch.ones(2, 2))
-        assert Muon([weight], weight_decay=0.5).step(lambda: 3.0) == 3.0
+        assert Muon([{"params": [weight], "view": None}], weight_decay=0.5).step(lambda: 3.0) == 3.0
         assert torch.equal(weight, torch.ones(2, 2))
 
     @pytest.mark.parametrize(("name", "value"), [("lr", -1), ("momentum", 1.0), ("weight_decay", math.nan)])
     def test_refuses_settings_out_of_range(self, name: str, value: float) -> None:
         with pytest.raises(FieldError, match=f"^{name}: expected a number from 0"):
-            Muon([nn.Parameter(torch.ones(1))], **{name: value})  # type: ignore[arg-type]
+            Muon([{"params": [nn.Parameter(torch.ones(1))], "view": None}], **{name: value})  # type: ignore[arg-type]
+
+    def test_refuses_parameters_that_do_not_say_what_is_a_matrix(self) -> None:
+        with pytest.raises(FieldError, match=r"^params: expected groups with a view, as param_groups\(.* makes them"):
+            Muon(nn.Linear(4, 4).parameters())
 
 
 class TestTraining:

@@ -149,9 +149,9 @@ class TestPatterns:
             FieldError, match=rf"^include: expected a pattern of layers of the model \({names}\), got 'h\.\*'"
         ):
             replace_linears(network(), "btt", include="h.*")
-        with pytest.raises(FieldError, match=r"none, it holds no Linear"):
+        with pytest.raises(FieldError, match=r"none, it holds no nn.Linear"):
             replace_linears(nn.Sequential(nn.ReLU()), "btt")
-        with pytest.raises(FieldError, match=r"none, it holds no Linear"):
+        with pytest.raises(FieldError, match=r"none, it holds no nn.Linear"):
             replace_linears(nn.Linear(4, 4), "btt")
 
     def test_leave_narrow_layers_on_request(self) -> None:

@@ -122,6 +122,14 @@ class TestParse:
     def test_reads_the_known_names(self, name: str) -> None:
         assert Theta.parse(name) is NAMED[name]
 
+    def test_gives_a_theta_back(self) -> None:
+        assert Theta.parse(NAMED["btt"]) is NAMED["btt"]
+
+    @pytest.mark.parametrize("value", [None, 0.5, (0.5, 0, 0.5, 0, 0.5, 0.5, 0)])
+    def test_refuses_what_is_no_text(self, value: object) -> None:
+        with pytest.raises(FieldError, match=r"^theta: expected seven exponents such as"):
+            Theta.parse(value)  # type: ignore[arg-type]  # the point of the test
+
     def test_reads_a_third_exactly(self) -> None:
         assert Theta.parse("(1/3|1/3|1/3|0|2/3|1/3|0)").exponents == (1 / 3, 1 / 3, 1 / 3, 0, 2 / 3, 1 / 3, 0)
 
