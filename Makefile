@@ -32,6 +32,8 @@ format: $(READY)
 
 bench: $(READY)  ## measure, print ratios
 	$(BIN)/python -m benchmarks.scheduling
+	$(BIN)/python -m benchmarks.layers --widths 256 1024 --tokens 1024
+	$(BIN)/python -m benchmarks.moe
 
 setup: $(READY)  ## the virtual environment, at the versions of constraints.txt
 
