@@ -12,6 +12,7 @@ tracer, mode and device understands. ``multiply_out`` forms W, which pays where 
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -119,151 +120,173 @@ def _is_low_rank(A: Tensor, B: Tensor) -> bool:
 
 
 def zero_copy(x_TI: Tensor, A: Tensor, B: Tensor, order: Order, recompute: bool = False) -> Tensor:
-    """Batched products on views; copies an input or an output whose fastest axis is not the one that is multiplied."""
-    (f, d, _, g, a), e, b = A.shape, B.shape[1], B.shape[4]
-    if order == "A_first":
-        return _permute(_apply(x_TI.reshape(-1, g * b, a), A, B, recompute), f, d, e)
-    return _apply(_permute(x_TI, g, b, a).reshape(-1, g * a, b), B, A, recompute)
+    """Batched products on views; gathers inputs or outputs whose fastest axis is not the one that is multiplied."""
+    y_TO: Tensor = _ZeroCopy.apply(x_TI, A, B, order, recompute)  # type: ignore[no-untyped-call]
+    return y_TO
 
 
-def _apply(x_TGi: Tensor, first: Tensor, second: Tensor, recompute: bool) -> Tensor:
-    y_TFo: Tensor = _TwoFactors.apply(x_TGi, first, second, recompute)  # type: ignore[no-untyped-call]
-    return y_TFo.flatten(1)
-
-
-class _TwoFactors(torch.autograd.Function):
-    """``(T, g k, i)`` to ``(T, f j, o)``, a chunk of tokens at a time; the intermediate is ``(g k r, f j, T)``."""
+class _ZeroCopy(torch.autograd.Function):
+    """A chunk of tokens at a time; the intermediate ``(g k r, f j, T)`` of a chunk stays in the cache."""
 
     @staticmethod
-    def forward(ctx: Any, x_TGi: Tensor, first: Tensor, second: Tensor, recompute: bool) -> Tensor:
-        P_GRi, Q_FKo = _blocks(first, second)
-        y_TFo = x_TGi.new_empty(len(x_TGi), Q_FKo.shape[0], Q_FKo.shape[2])
-        chunks = _chunks(len(x_TGi), P_GRi)
+    def forward(ctx: Any, x_TI: Tensor, A: Tensor, B: Tensor, order: Order, recompute: bool) -> Tensor:
+        ctx.order = order
+        plan = _Plan.of(A, B, order)
+        P_GRi, Q_FKo = plan.blocks(A, B)
+        y_TO = x_TI.new_empty(len(x_TI), Q_FKo.shape[0] * Q_FKo.shape[2])
+        chunks = plan.chunks(len(x_TI))
         # A buffer for each chunk where they are saved; else one for all, which stays in the cache.
-        buffers = [_buffer(x_TGi[chunks[0]], P_GRi) for _ in (chunks[:1] if recompute else chunks)]
+        buffers = [plan.buffer(x_TI[chunks[0]]) for _ in (chunks[:1] if recompute else chunks)]
         for n, tokens in enumerate(chunks):
-            z_KFT = _intermediate(x_TGi[tokens], P_GRi, Q_FKo, buffers[0 if recompute else n])
-            torch.bmm(z_KFT.permute(1, 2, 0), Q_FKo, out=y_TFo[tokens].transpose(0, 1))
-        ctx.save_for_backward(x_TGi, first, second, *([] if recompute else [P_GRi, Q_FKo, *buffers]))
-        return y_TFo
+            z_KFT = plan.apply_first(x_TI[tokens], P_GRi, buffers[0 if recompute else n])
+            _write(z_KFT.permute(1, 2, 0), Q_FKo, y_TO[tokens], plan.outputs_written)
+        ctx.save_for_backward(x_TI, A, B, *([] if recompute else [P_GRi, Q_FKo, *buffers]))
+        return y_TO
 
     @staticmethod
-    def backward(ctx: Any, dy_TFo: Tensor) -> tuple[Tensor | None, ...]:
-        x_TGi, first, second, *saved = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return *_plain_gradients(dy_TFo, x_TGi, first, second), None
-        needs_x, needs_first, needs_second, _ = ctx.needs_input_grad
-        P_GRi, Q_FKo = saved[:2] if saved else _blocks(first, second)
-        chunks = _chunks(len(x_TGi), P_GRi)
-        dx_TGi = torch.empty_like(x_TGi, memory_format=torch.contiguous_format) if needs_x else None
+    def backward(ctx: Any, dy_TO: Tensor) -> tuple[Tensor | None, ...]:
+        x_TI, A, B, *saved = ctx.saved_tensors
+        needs_x, needs_A, needs_B, _, _ = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # asked for gradients that can be differentiated again
+            wanted = [tensor for tensor in (x_TI, A, B) if tensor.requires_grad]
+            found = iter(torch.autograd.grad(two_einsums(x_TI, A, B, ctx.order), wanted, dy_TO, create_graph=True))
+            return *(next(found) if tensor.requires_grad else None for tensor in (x_TI, A, B)), None, None
+        plan = _Plan.of(A, B, ctx.order)
+        needs_first, needs_second = (needs_A, needs_B) if ctx.order == "A_first" else (needs_B, needs_A)
+        P_GRi, Q_FKo = saved[:2] if saved else plan.blocks(A, B)
+        chunks = plan.chunks(len(x_TI))
+        dx_TI = torch.empty_like(x_TI, memory_format=torch.contiguous_format) if needs_x else None
         dP_GRi = dQ_FKo = None
         # What is computed again here alone may be overwritten; what forward saved may be asked for once more.
-        buffer = _buffer(x_TGi[chunks[0]], P_GRi)
+        buffer = plan.buffer(x_TI[chunks[0]])
         for n, tokens in enumerate(chunks):
-            x, dy = x_TGi[tokens], dy_TFo[tokens]
+            x_TGi = plan.gathered_inputs(x_TI[tokens])
+            dy_TFo = plan.gathered_outputs(dy_TO[tokens])
             if needs_second:
-                z_KFT = _shaped(saved[2 + n], x, Q_FKo) if saved else _intermediate(x, P_GRi, Q_FKo, buffer)
-                dQ_FKo = _add_product(dQ_FKo, z_KFT.transpose(0, 1), dy.transpose(0, 1))
+                x = x_TI[tokens]
+                z_KFT = plan.shaped(saved[2 + n], len(x)) if saved else plan.apply_first(x, P_GRi, buffer)
+                dQ_FKo = _add_product(dQ_FKo, z_KFT.transpose(0, 1), dy_TFo.transpose(0, 1))
             if needs_x or needs_first:
-                dz_KFT = _shaped(buffer, x, Q_FKo)
-                torch.bmm(Q_FKo, dy.permute(1, 2, 0), out=dz_KFT.transpose(0, 1))
-                dz_GRT = dz_KFT.view(P_GRi.shape[0], P_GRi.shape[1], len(x))
-                if dx_TGi is not None:
-                    torch.bmm(dz_GRT.mT, P_GRi, out=dx_TGi[tokens].transpose(0, 1))
+                dz_KFT = plan.shaped(buffer, len(dy_TFo))
+                torch.bmm(Q_FKo, dy_TFo.permute(1, 2, 0), out=dz_KFT.transpose(0, 1))
+                dz_GRT = dz_KFT.view(P_GRi.shape[0], P_GRi.shape[1], len(dy_TFo))
+                if dx_TI is not None:
+                    _write(dz_GRT.mT, P_GRi, dx_TI[tokens], plan.inputs_written)
                 if needs_first:
-                    dP_GRi = _add_product(dP_GRi, dz_GRT, x.transpose(0, 1))
-        return dx_TGi, _first_gradient(dP_GRi, first), _second_gradient(dQ_FKo, second), None
+                    dP_GRi = _add_product(dP_GRi, dz_GRT, x_TGi.transpose(0, 1))
+        return dx_TI, *plan.gradients(dP_GRi, dQ_FKo), None, None
 
 
-def _chunks(num_tokens: int, P_GRi: Tensor) -> list[slice]:
-    """Even runs of tokens whose intermediate stays in the cache between the product that makes and the one that uses it."""
-    most = max(_LEAST_TOKENS, _IN_CACHE // (P_GRi.shape[0] * P_GRi.shape[1]))
-    length = math.ceil(num_tokens / math.ceil(num_tokens / most)) if num_tokens else 1
-    return [slice(start, min(start + length, num_tokens)) for start in range(0, max(1, num_tokens), length)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """The axes of one application by their roles, and which features a product reads and writes in another order."""
+
+    f: int
+    g: int
+    i: int
+    j: int
+    k: int
+    o: int
+    r: int
+    order: Order
+    inputs_read: Tensor | None = None
+    inputs_written: Tensor | None = None
+    outputs_read: Tensor | None = None
+    outputs_written: Tensor | None = None
+
+    @classmethod
+    def of(cls, A: Tensor, B: Tensor, order: Order) -> "_Plan":
+        first, second = (A, B) if order == "A_first" else (B, A)
+        (f, j, r, g, i), o, k = first.shape, second.shape[1], second.shape[4]
+        # The products read (g, k, i) and write (f, j, o). With A first y is (f, o, j); with B first x is (g, i, k).
+        if order == "A_first" and min(j, o) > 1:
+            orders = {"outputs_read": _exchange(f, o, j, A.device), "outputs_written": _exchange(f, j, o, A.device)}
+        elif order == "B_first" and min(i, k) > 1:
+            orders = {"inputs_read": _exchange(g, i, k, A.device), "inputs_written": _exchange(g, k, i, A.device)}
+        else:
+            orders = {}
+        return cls(f=f, g=g, i=i, j=j, k=k, o=o, r=r, order=order, **orders)
+
+    def chunks(self, num_tokens: int) -> list[slice]:
+        """Even runs of tokens whose intermediate stays in the cache between the product that makes and that uses it."""
+        most = max(_LEAST_TOKENS, _IN_CACHE // self.intermediate)
+        length = math.ceil(num_tokens / math.ceil(num_tokens / most)) if num_tokens else 1
+        return [slice(start, min(start + length, num_tokens)) for start in range(0, max(1, num_tokens), length)]
+
+    def blocks(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        """A matrix ``(r f j, i)`` for every g and k, and a matrix ``(g k r, o)`` for every f and j."""
+        first, second = (A, B) if self.order == "A_first" else (B, A)
+        P_gRi = first.permute(3, 2, 0, 1, 4).reshape(self.g, -1, self.i)
+        Q_foK = second.permute(0, 1, 3, 4, 2).reshape(self.f, self.o, -1)
+        return _repeat(P_gRi, self.k), _repeat(Q_foK, self.j).mT
+
+    def gradients(self, dP_GRi: Tensor | None, dQ_FKo: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients of A and B, from those of the blocks."""
+        first = second = None
+        if dP_GRi is not None:
+            blocks = dP_GRi.view(self.g, self.k, self.r, self.f, self.j, self.i)
+            first = _sum_repeated(blocks).permute(2, 3, 1, 0, 4)
+        if dQ_FKo is not None:
+            blocks = dQ_FKo.view(self.f, self.j, self.g, self.k, self.r, self.o)
+            second = _sum_repeated(blocks).permute(0, 4, 3, 1, 2)
+        return (first, second) if self.order == "A_first" else (second, first)
+
+    def buffer(self, x_TI: Tensor) -> Tensor:
+        """Room for the intermediate of these tokens."""
+        return x_TI.new_empty(self.intermediate * len(x_TI))
+
+    def shaped(self, buffer: Tensor, num_tokens: int) -> Tensor:
+        """The beginning of the buffer as the intermediate of so many tokens."""
+        numbers = buffer[: self.intermediate * num_tokens]
+        return numbers.view(self.g * self.k * self.r, self.f * self.j, num_tokens)
+
+    def apply_first(self, x_TI: Tensor, P_GRi: Tensor, buffer: Tensor) -> Tensor:
+        """The first factor applied."""
+        z_KFT = self.shaped(buffer, len(x_TI))
+        z_GRT = z_KFT.view(P_GRi.shape[0], P_GRi.shape[1], len(x_TI))
+        torch.bmm(P_GRi, self.gathered_inputs(x_TI).permute(1, 2, 0), out=z_GRT)
+        return z_KFT
+
+    def gathered_inputs(self, x_TI: Tensor) -> Tensor:
+        """``(T, g k, i)``"""
+        return _gather(x_TI, self.inputs_read).reshape(len(x_TI), self.g * self.k, self.i)
+
+    def gathered_outputs(self, dy_TO: Tensor) -> Tensor:
+        """``(T, f j, o)``"""
+        return _gather(dy_TO, self.outputs_read).reshape(len(dy_TO), self.f * self.j, self.o)
+
+    @property
+    def intermediate(self) -> int:
+        """The elements between the factors, per token."""
+        return self.g * self.k * self.r * self.f * self.j
 
 
-def _buffer(x_TGi: Tensor, P_GRi: Tensor) -> Tensor:
-    """Room for the intermediate of these tokens, which must be the longest chunk."""
-    return x_TGi.new_empty(P_GRi.shape[0] * P_GRi.shape[1] * len(x_TGi))
+def _exchange(slow: int, middle: int, fast: int, device: torch.device) -> Tensor:
+    """The indices that bring ``(slow, middle, fast)`` into the order ``(slow, fast, middle)``."""
+    return torch.arange(slow * middle * fast, device=device).view(slow, middle, fast).mT.flatten()
 
 
-def _shaped(buffer: Tensor, x_TGi: Tensor, Q_FKo: Tensor) -> Tensor:
-    """The beginning of the buffer, as an intermediate of these tokens."""
-    F, K, T = Q_FKo.shape[0], Q_FKo.shape[1], len(x_TGi)
-    return buffer[: F * K * T].view(K, F, T)
+def _gather(x_TI: Tensor, index_I: Tensor | None) -> Tensor:
+    # Torch's own permuted copy takes twice as long as a gather by index.
+    return x_TI if index_I is None else x_TI.index_select(1, index_I)
 
 
-def _intermediate(x_TGi: Tensor, P_GRi: Tensor, Q_FKo: Tensor, buffer: Tensor) -> Tensor:
-    """The first factor applied: ``(g k r, f j, T)``."""
-    z_KFT = _shaped(buffer, x_TGi, Q_FKo)
-    torch.bmm(P_GRi, x_TGi.permute(1, 2, 0), out=z_KFT.view(P_GRi.shape[0], P_GRi.shape[1], len(x_TGi)))
-    return z_KFT
+def _write(left: Tensor, right: Tensor, out_TI: Tensor, index_I: Tensor | None) -> None:
+    """The product of each pair of blocks into rows of ``out``, side by side, or in the order of the index."""
+    target_TI = out_TI if index_I is None else torch.empty_like(out_TI)
+    torch.bmm(left, right, out=target_TI.view(len(out_TI), len(left), -1).transpose(0, 1))
+    if index_I is not None:
+        torch.index_select(target_TI, 1, index_I, out=out_TI)
 
 
 def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left, right) if total is None else total.baddbmm_(left, right)
 
 
-def _blocks(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix ``(r f j, i)`` for every g and k, and a matrix ``(g k r, o)`` for every f and j."""
-    f, j, r, g, i = first.shape
-    o, k = second.shape[1], second.shape[4]
-    P_gRi = first.permute(3, 2, 0, 1, 4).reshape(g, r * f * j, i)
-    Q_foK = second.permute(0, 1, 3, 4, 2).reshape(f, o, g * k * r)
-    return _repeat(P_gRi, k), _repeat(Q_foK, j).mT
-
-
 def _repeat(blocks: Tensor, times: int) -> Tensor:
     return blocks if times == 1 else blocks.repeat_interleave(times, dim=0)
 
 
-def _first_gradient(dP_GRi: Tensor | None, first: Tensor) -> Tensor | None:
-    """The gradient of the first factor, from those of its blocks."""
-    f, j, r, g, i = first.shape
-    return None if dP_GRi is None else _shared(dP_GRi.view(g, -1, r, f, j, i)).permute(2, 3, 1, 0, 4)
-
-
-def _second_gradient(dQ_FKo: Tensor | None, second: Tensor) -> Tensor | None:
-    """The gradient of the second factor, from those of its blocks."""
-    f, o, r, g, k = second.shape
-    return None if dQ_FKo is None else _shared(dQ_FKo.view(f, -1, g, k, r, o)).permute(0, 4, 3, 1, 2)
-
-
-def _shared(gradients: Tensor) -> Tensor:
-    """The gradient of one block, from those of its copies along the second axis."""
+def _sum_repeated(gradients: Tensor) -> Tensor:
+    """The gradient of each block, from those of its copies along the second axis."""
     return gradients.squeeze(1) if gradients.shape[1] == 1 else gradients.sum(1)
-
-
-def _plain_gradients(dy_TFo: Tensor, x_TGi: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The three gradients in operations that can be differentiated again."""
-    (f, j, _, g, i), o, k = first.shape, second.shape[1], second.shape[4]
-    x_Tgki, dy_Tfjo = x_TGi.reshape(-1, g, k, i), dy_TFo.reshape(-1, f, j, o)
-    z_Tfjrgk = torch.einsum("tgki,fjrgi->tfjrgk", x_Tgki, first)
-    dz_Tfjrgk = torch.einsum("tfjo,forgk->tfjrgk", dy_Tfjo, second)
-    return (
-        torch.einsum("tfjrgk,fjrgi->tgki", dz_Tfjrgk, first).flatten(1, 2),
-        torch.einsum("tfjrgk,tgki->fjrgi", dz_Tfjrgk, x_Tgki),
-        torch.einsum("tfjo,tfjrgk->forgk", dy_Tfjo, z_Tfjrgk),
-    )
-
-
-class _Permute(torch.autograd.Function):
-    """Exchanges two feature axes: torch's own permuted copy takes twice as long as a gather by index."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, slow: int, middle: int, fast: int) -> Tensor:
-        ctx.axes = (slow, fast, middle)
-        index_I = torch.arange(x_TI.shape[1], device=x_TI.device).view(slow, middle, fast).mT.flatten()
-        return x_TI.index_select(1, index_I)
-
-    @staticmethod
-    def backward(ctx: Any, dy_TI: Tensor) -> tuple[Tensor | None, ...]:
-        return _permute(dy_TI, *ctx.axes), None, None, None
-
-
-def _permute(x_TI: Tensor, slow: int, middle: int, fast: int) -> Tensor:
-    """``(T, slow middle fast)`` to ``(T, slow fast middle)``."""
-    if min(middle, fast) == 1:
-        return x_TI
-    y_TI: Tensor = _Permute.apply(x_TI, slow, middle, fast)  # type: ignore[no-untyped-call]
-    return y_TI
