@@ -188,8 +188,7 @@ def measure(width: int, tokens: int, names: list[str], rounds: int) -> list[Row]
     chosen = {}
     for name in names:
         dims = STRUCTURES[name](width)
-        A = torch.randn(dims.phi, dims.delta, dims.rho, dims.gamma, dims.alpha, requires_grad=True)
-        B = torch.randn(dims.phi, dims.epsilon, dims.rho, dims.gamma, dims.beta, requires_grad=True)
+        A, B = torch.randn(dims.shape_A, requires_grad=True), torch.randn(dims.shape_B, requires_grad=True)
         x, dy = _fitted(x_TI, dims.inputs), _fitted(dy_TO, dims.outputs).detach()
         chosen[name] = choose(x, A, B, cost(dims).order)
         for implementation, (apply, factors) in _implementations(dims, A, B).items():

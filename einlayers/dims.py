@@ -73,6 +73,16 @@ class Dims:
             ]
         )
 
+    @property
+    def shape_A(self) -> tuple[int, int, int, int, int]:
+        """``(phi, delta, rho, gamma, alpha)``"""
+        return (self.phi, self.delta, self.rho, self.gamma, self.alpha)
+
+    @property
+    def shape_B(self) -> tuple[int, int, int, int, int]:
+        """``(phi, epsilon, rho, gamma, beta)``"""
+        return (self.phi, self.epsilon, self.rho, self.gamma, self.beta)
+
     def swapped(self) -> "Dims":
         """The axes of ``theta.swapped()``."""
         return replace(self, alpha=self.beta, beta=self.alpha, delta=self.epsilon, epsilon=self.delta)

@@ -12,7 +12,7 @@ from einlayers.contraction import contract, dense_matrix
 from einlayers.dims import Dims, Policy, resolve
 from einlayers.errors import FieldError
 from einlayers.families import btt_dims, low_rank_dims, monarch_dims
-from einlayers.scaling import FactorRule, FactorRules, View, factor_rules
+from einlayers.scaling import FACTOR_VIEWS, FactorRule, FactorRules, View, factor_rules
 from einlayers.taxonomy import Cost, cost, rank_bound
 from einlayers.theta import Theta
 
@@ -104,8 +104,8 @@ class EinsumLinear(nn.Module):
         def parameter(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
-        self.A = parameter(dims.phi, dims.delta, dims.rho, dims.gamma, dims.alpha)
-        self.B = parameter(dims.phi, dims.epsilon, dims.rho, dims.gamma, dims.beta)
+        self.A = parameter(*dims.shape_A)
+        self.B = parameter(*dims.shape_B)
         self.gain_A = parameter() if weight_norm else None
         self.gain_B = parameter() if weight_norm else None
         self.bias = parameter(dims.d_out) if bias else None
@@ -138,11 +138,11 @@ class EinsumLinear(nn.Module):
 
     def lr_rules(self) -> dict[str, FactorRule]:
         """The muP rule of each factor, by the name of its parameter."""
-        return {"A": self.rules.A, "B": self.rules.B}
+        return self.rules.by_name()
 
     def matrix_views(self) -> dict[str, View]:
         """Which axes of each factor number its matrices, which are their rows (fan_out) and which their columns (fan_in)."""
-        return {"A": ((3,), (0, 1, 2), (4,)), "B": ((0,), (1,), (2, 3, 4))}
+        return dict(FACTOR_VIEWS)
 
     def reset_parameters(self) -> None:
         """Draw the factors at muP's scale; ``zero_init`` zeroes B, which zeroes the map but lets it learn."""

@@ -19,7 +19,7 @@ from einlayers.dims import Dims, Policy, check_size, resolve
 from einlayers.families import low_rank_dims
 from einlayers.linear import check_features, fit
 from einlayers.routing import Router, mix
-from einlayers.scaling import FactorRule, View, factor_rule, factor_rules
+from einlayers.scaling import FACTOR_VIEWS, FactorRule, View, factor_rule, factor_rules
 from einlayers.taxonomy import Cost, cost
 from einlayers.theta import Theta
 
@@ -125,18 +125,13 @@ class EinsumExpert:
         return cost(self.dims)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        dims = self.dims
-        return {
-            "A": (dims.phi, dims.delta, dims.rho, dims.gamma, dims.alpha),
-            "B": (dims.phi, dims.epsilon, dims.rho, dims.gamma, dims.beta),
-        }
+        return {"A": self.dims.shape_A, "B": self.dims.shape_B}
 
     def rules(self) -> dict[str, FactorRule]:
-        rules = factor_rules(self.dims)
-        return {"A": rules.A, "B": rules.B}
+        return factor_rules(self.dims).by_name()
 
     def views(self) -> dict[str, View]:
-        return {"A": ((3,), (0, 1, 2), (4,)), "B": ((0,), (1,), (2, 3, 4))}
+        return dict(FACTOR_VIEWS)
 
     def apply(self, x_NI: Tensor, parameters: Sequence[Tensor], bias_O: Tensor | None) -> Tensor:
         A, B = parameters

@@ -32,6 +32,14 @@ class FactorRules:
     A: FactorRule
     B: FactorRule
 
+    def by_name(self) -> dict[str, FactorRule]:
+        """The rules by the names of the parameters."""
+        return {"A": self.A, "B": self.B}
+
+
+FACTOR_VIEWS: dict[str, View] = {"A": ((3,), (0, 1, 2), (4,)), "B": ((0,), (1,), (2, 3, 4))}
+"""Factor A is a matrix (delta phi rho, alpha) for every gamma, factor B one (epsilon, beta gamma rho) for every phi."""
+
 
 def factor_rules(dims: Dims) -> FactorRules:
     """The muP rules of factor A (fans alpha and delta*phi*rho) and factor B (fans beta*gamma*rho and epsilon)."""

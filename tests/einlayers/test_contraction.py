@@ -213,16 +213,14 @@ def whole(axes: Axes) -> Dims:
 
 def factors(dims: Dims, num_tokens: int = 5) -> tuple[Tensor, Tensor, Tensor]:
     """A, B and a batch of inputs, all of which want gradients."""
-    A = normal(dims.phi, dims.delta, dims.rho, dims.gamma, dims.alpha)
-    B = normal(dims.phi, dims.epsilon, dims.rho, dims.gamma, dims.beta)
+    A, B = normal(*dims.shape_A), normal(*dims.shape_B)
     x_TI = normal(num_tokens, dims.inputs)
     return A.requires_grad_(), B.requires_grad_(), x_TI.requires_grad_()
 
 
 def chosen(dims: Dims, num_tokens: int) -> str:
-    A = torch.empty(dims.phi, dims.delta, dims.rho, dims.gamma, dims.alpha)
-    B = torch.empty(dims.phi, dims.epsilon, dims.rho, dims.gamma, dims.beta)
-    return choose(torch.empty(num_tokens, dims.inputs), A, B, cost(dims).order)
+    x_TI, A, B = torch.empty(num_tokens, dims.inputs), torch.empty(dims.shape_A), torch.empty(dims.shape_B)
+    return choose(x_TI, A, B, cost(dims).order)
 
 
 def saved(forward: Callable[[], Tensor]) -> int:
