@@ -188,8 +188,8 @@ class EinsumLinear(nn.Module):
 
 def capped(factor: Tensor, gain: Tensor, std: float) -> Tensor:
     """The factor, shrunk where its rms exceeds ``std`` and never grown, times its gain (2406.06248, section 4.3)."""
-    rms = factor.square().mean().sqrt()
-    return factor * (gain / (rms / std).clamp(min=1.0))
+    # The root is taken after the cap, since its gradient at a factor that starts at zero would be infinite.
+    return factor * (gain * (factor.square().mean() / std**2).clamp(min=1.0).rsqrt())
 
 
 def check_features(x_BI: Tensor, d_in: int) -> Tensor:
