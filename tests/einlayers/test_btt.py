@@ -17,6 +17,7 @@ from einlayers.errors import FieldError
 from einlayers.linear import EinsumLinear
 from einlayers.scaling import factor_rules
 from einlayers.taxonomy import cost
+from tests import golden
 
 TOLERANCE = 1e-10
 """Between float64 arithmetic in our order and in the order of plain loops."""
@@ -149,6 +150,12 @@ class TestCost:
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
                 layer(torch.zeros(6, d_in))
             assert counter.get_total_flops() / FLOPS_PER_MAC / 6 == layer.cost.macs, layer
+
+    @pytest.mark.parametrize("row", golden.chains(), ids=lambda row: f"{row.num_cores} cores of rank {row.rank}")
+    def test_is_that_of_the_papers_at_a_large_width(self, row: golden.Chain) -> None:
+        layer = BTTLinear(row.d, row.d, num_cores=row.num_cores, rank=row.rank, device="meta")
+        assert (layer.cost.params, layer.cost.macs) == (row.params, row.macs)
+        assert sum(core.numel() for core in layer.cores) == row.params
 
     def test_has_the_parameters_that_are_there(self, case: Case) -> None:
         layer = _layer(case)

@@ -20,64 +20,44 @@ from einlayers.families import (
 from einlayers.taxonomy import cost, rank_bound
 from tests import golden
 
-MONARCH_EXACT = [
-    (1024, 1024, 4, 524_288),
-    (1024, 1024, 16, 131_072),
-    (768, 768, 2, 589_824),
-    (768, 768, 4, 294_912),
-    (768, 768, 16, 73_728),
-    (768, 3072, 2, 1_474_560),
-    (768, 3072, 4, 737_280),
-    (3072, 768, 2, 1_474_560),
-    (3072, 768, 4, 737_280),
-    (3072, 768, 16, 184_320),
-    (1000, 1000, 2, 1_000_000),
-]
-"""d_in, d_out, number of blocks and the papers' parameters, where num_blocks squared divides the smaller width."""
-
-MONARCH_ROUNDED = [(768, 768, 32, 36_864), (3072, 768, 32, 92_160), (1000, 1000, 4, 500_000)]
-"""The same where it does not: the papers' layer leaves some pairs of blocks unconnected there."""
-
 MODEL_WIDTHS = [256, 320, 384, 512, 640, 768, 1000, 1024, 1280, 1536, 2048, 3072, 4096, 5120, 8192, 12288, 16384]
 
-# What one layer costs: parameters, and MACs by sum_i r_{i-1} r_i d**(1 + 1/K), at d = 4096 with even splits.
-K_FACTOR = [
-    (2, 1, 524_288),
-    (2, 2, 1_048_576),
-    (2, 4, 2_097_152),
-    (3, 1, 196_608),
-    (3, 2, 524_288),
-    (3, 4, 1_572_864),
-    (4, 1, 131_072),
-    (4, 2, 393_216),
-    (4, 4, 1_310_720),
-]
+MONARCHS_WHOLE = [row for row in golden.monarchs() if min(row.d_in, row.d_out) % row.num_blocks**2 == 0]
+"""Where num_blocks squared divides the smaller width, ours is the papers' layer."""
 
-HEADS = [(256, 4, 17_408), (512, 8, 36_864), (768, 12, 58_368), (1024, 16, 81_920)]
-"""Width, number of heads of width 64, and parameters of the cases with full rank and few parameters."""
+MONARCHS_PADDED = [row for row in golden.monarchs() if row.d_in % row.num_blocks or row.d_out % row.num_blocks]
+"""The papers' layer pads these widths too."""
+
+MONARCHS_ROUNDED = [row for row in golden.monarchs() if row not in MONARCHS_WHOLE and row not in MONARCHS_PADDED]
+"""The papers' layer leaves some pairs of blocks unconnected there."""
 
 
 class TestMonarch:
-    @pytest.mark.parametrize(("d_in", "d_out", "num_blocks", "params"), MONARCH_EXACT)
-    def test_has_the_papers_parameters_where_blocks_divide_the_width(
-        self, d_in: int, d_out: int, num_blocks: int, params: int
-    ) -> None:
-        dims = monarch_dims(d_in, d_out, num_blocks)
-        assert cost(dims).params == cost(dims).macs == params
-        assert params == (d_in + d_out) * min(d_in, d_out) // num_blocks
+    @pytest.mark.parametrize(
+        "row", MONARCHS_WHOLE, ids=lambda row: f"{row.d_in} to {row.d_out}, {row.num_blocks} blocks"
+    )
+    def test_has_the_papers_parameters_where_blocks_divide_the_width(self, row: golden.Monarch) -> None:
+        dims = monarch_dims(row.d_in, row.d_out, row.num_blocks)
+        assert cost(dims).params == cost(dims).macs == row.params
+        assert row.params == (row.d_in + row.d_out) * min(row.d_in, row.d_out) // row.num_blocks
+        assert cost(dims).params / (row.d_in * row.d_out) == row.share_of_dense
         assert (dims.padding_in, dims.padding_out) == (0, 0)
 
-    @pytest.mark.parametrize(("d_in", "d_out", "num_blocks", "params"), MONARCH_ROUNDED)
-    def test_spends_more_than_the_papers_to_join_every_pair_of_blocks_elsewhere(
-        self, d_in: int, d_out: int, num_blocks: int, params: int
-    ) -> None:
-        dims = monarch_dims(d_in, d_out, num_blocks)
-        assert cost(dims).params > params
-        assert rank_bound(dims) == min(d_in, d_out)
+    @pytest.mark.parametrize(
+        "row", MONARCHS_ROUNDED, ids=lambda row: f"{row.d_in} to {row.d_out}, {row.num_blocks} blocks"
+    )
+    def test_spends_more_than_the_papers_to_join_every_pair_of_blocks_elsewhere(self, row: golden.Monarch) -> None:
+        dims = monarch_dims(row.d_in, row.d_out, row.num_blocks)
+        assert cost(dims).params > row.params
+        assert cost(dims).params / (row.d_in * row.d_out) > row.share_of_dense
+        assert rank_bound(dims) == min(row.d_in, row.d_out)
 
     def test_costs_the_papers_parameters_and_the_rank_of_the_padding_where_the_blocks_fit_a_padded_width(self) -> None:
-        dims = monarch_dims(1000, 1000, 32)
-        assert (dims.inputs, dims.outputs, cost(dims).params, rank_bound(dims)) == (1024, 1024, 65_536, 977)
+        (row,) = MONARCHS_PADDED
+        dims = monarch_dims(row.d_in, row.d_out, row.num_blocks)
+        assert cost(dims).params == row.params
+        assert cost(dims).params / (row.d_in * row.d_out) == row.share_of_dense
+        assert (dims.inputs, dims.outputs, rank_bound(dims)) == (1024, 1024, 977)
 
     def test_is_the_block_tensor_train_of_the_papers(self) -> None:
         row = golden.monarch_as_btt()
@@ -104,6 +84,9 @@ class TestTwoCores:
 
     def test_are_split_as_evenly_as_the_width_allows(self) -> None:
         assert sorted(btt_dims(768, 768, 1).axes) == [1, 1, 1, 24, 24, 32, 32]
+
+    def test_have_an_axis_of_every_kind_that_an_einsum_of_two_factors_can_have(self) -> None:
+        assert len(btt_dims(64, 64, 1).axes) == golden.index_classes()[2]
 
     def test_keep_full_rank_where_the_widths_differ(self) -> None:
         assert rank_bound(btt_dims(512, 608, 1)) == 512
@@ -172,10 +155,11 @@ class TestBalancedSplit:
 
 
 class TestAnyNumberOfCores:
-    @pytest.mark.parametrize(("num_cores", "rank", "params"), K_FACTOR)
-    def test_costs_what_the_formula_says(self, num_cores: int, rank: int, params: int) -> None:
-        axes = btt_axes(4096, 4096, num_cores, rank)
-        assert axes.cost.params == axes.cost.macs == params
+    @pytest.mark.parametrize("row", golden.chains(), ids=lambda row: f"{row.num_cores} cores of rank {row.rank}")
+    def test_are_split_evenly_and_cost_what_the_papers_say(self, row: golden.Chain) -> None:
+        axes = btt_axes(row.d, row.d, row.num_cores, row.rank)
+        assert axes.m == axes.n == (row.m,) * row.num_cores
+        assert (axes.cost.params, axes.cost.macs) == (row.params, row.macs)
 
     @pytest.mark.parametrize(("d_in", "d_out"), [(64, 64), (512, 608), (997, 1009), (768, 3072), (3072, 768)])
     @pytest.mark.parametrize("rank", [1, 3])
@@ -231,18 +215,19 @@ class TestAnyNumberOfCores:
 
 
 class TestHeadAligned:
-    @pytest.mark.parametrize(("width", "num_heads", "params"), HEADS)
-    @pytest.mark.parametrize("case", ["(d|n|n|d)", "(n|d|d|n)"])
-    def test_have_full_rank_and_the_parameters_of_the_papers(
-        self, case: HeadCase, width: int, num_heads: int, params: int
-    ) -> None:
-        dims = head_aligned_dims(num_heads, 64, case)
-        assert (dims.d_in, dims.d_out, dims.inputs, dims.outputs) == (width,) * 4
-        assert cost(dims).params == cost(dims).macs == params
-        assert rank_bound(dims) == width
+    @pytest.mark.parametrize("row", golden.head_aligned(), ids=lambda row: f"{row.num_heads} heads")
+    def test_have_the_axes_of_the_papers(self, row: golden.HeadAligned) -> None:
+        assert head_aligned_dims(row.num_heads, row.head_width, row.case).axes == row.axes
 
-    def test_spell_the_axes_in_the_papers_order(self) -> None:
-        assert head_aligned_dims(4, 64, "(d|n|n|d)").axes == (64, 1, 4, 1, 4, 64, 1)
+    @pytest.mark.parametrize("row", golden.head_aligned(), ids=lambda row: f"{row.num_heads} heads")
+    @pytest.mark.parametrize("case", ["(d|n|n|d)", "(n|d|d|n)"])
+    def test_have_full_rank_and_the_cost_of_the_papers_in_both_directions(
+        self, case: HeadCase, row: golden.HeadAligned
+    ) -> None:
+        dims = head_aligned_dims(row.num_heads, row.head_width, case)
+        assert (dims.d_in, dims.d_out, dims.inputs, dims.outputs) == (row.width,) * 4
+        assert (cost(dims).params, cost(dims).macs) == (row.params, row.macs)
+        assert rank_bound(dims) == row.rank == row.width
 
     @pytest.mark.parametrize(
         ("case", "params", "rank"), [("(n|d|d|n)", 58_368, 768), ("(d|n|d|n)", 18_432, 144), ("(n|d|n|d)", 98_304, 768)]

@@ -18,6 +18,7 @@ from einlayers.routing import auxiliary_loss
 from einlayers.scaling import FactorRule, dense_init_std, factor_rules
 from einlayers.surgery import replace_linears
 from einlayers.theta import NAMED, Theta
+from tests import golden
 
 TOLERANCE = 1e-10
 """Between float64 arithmetic in our order and in that of the oracle."""
@@ -145,28 +146,24 @@ class TestGradients:
 
 
 class TestCost:
-    @pytest.mark.parametrize(
-        ("d", "num_experts", "params", "gate_params", "macs"),
-        [
-            (256, 8, 65536, 2048, 16384),
-            (1024, 8, 524288, 8192, 131072),
-            (4096, 8, 4194304, 32768, 1048576),
-            (256, 16, 131072, 4096, 16384),
-            (1024, 16, 1048576, 16384, 131072),
-            (4096, 16, 8388608, 65536, 1048576),
-        ],
-    )
-    def test_is_that_of_the_reference_table(
-        self, d: int, num_experts: int, params: int, gate_params: int, macs: int
-    ) -> None:
-        layer = EinsumMoE(d, d, "monarch", num_experts=num_experts, top_k=2, device="meta")
-        assert layer.cost == MixtureCost(params=params, gate_params=gate_params, macs=macs, gate_macs=gate_params)
+    @pytest.mark.parametrize("row", golden.mixtures(), ids=lambda row: f"{row.num_experts} experts, {row.d} features")
+    def test_is_that_of_the_reference_table(self, row: golden.Mixture) -> None:
+        layer = EinsumMoE(row.d, row.d, "monarch", num_experts=row.num_experts, top_k=row.top_k, device="meta")
+        assert layer.dims.axes == (row.m, 1, row.m, 1, row.m, row.m, 1)
+        assert layer.cost == MixtureCost(
+            params=row.params, gate_params=row.gate_params, macs=row.macs, gate_macs=row.gate_macs
+        )
 
-    @pytest.mark.parametrize(("num_experts", "aux_loss"), [(8, 1.4324077125263812), (16, 1.7687248222691223)])
-    def test_of_imbalance_is_that_of_the_reference_table_at_first(self, num_experts: int, aux_loss: float) -> None:
-        layer = EinsumMoE(256, 256, "monarch", num_experts=num_experts).double()
-        layer(_normal(32, 256))
-        assert auxiliary_loss(layer).item() == pytest.approx(aux_loss, abs=1e-9)
+    @pytest.mark.parametrize("row", golden.mixtures(), ids=lambda row: f"{row.num_experts} experts, {row.d} features")
+    def test_of_choosing_all_experts_is_that_of_the_reference_table(self, row: golden.Mixture) -> None:
+        layer = EinsumMoE(row.d, row.d, "monarch", num_experts=row.num_experts, top_k=row.num_experts, device="meta")
+        assert layer.cost.macs == row.macs_of_all_experts == row.overhead_of_all_experts * row.macs
+
+    @pytest.mark.parametrize("row", golden.mixtures(), ids=lambda row: f"{row.num_experts} experts, {row.d} features")
+    def test_of_imbalance_is_that_of_the_reference_table_at_first(self, row: golden.Mixture) -> None:
+        layer = EinsumMoE(row.d, row.d, "monarch", num_experts=row.num_experts, top_k=row.top_k, dtype=torch.float64)
+        layer(_normal(32, row.d))
+        assert auxiliary_loss(layer).item() == pytest.approx(row.aux_loss, abs=1e-9)
 
     def test_has_the_parameters_that_are_there(self, mixture: LinearMoE) -> None:
         assert mixture.cost.params == sum(stack.numel() for stack in mixture.stacks)

@@ -18,7 +18,7 @@ from einlayers.linear import EinsumLinear
 from einlayers.projection import Descent, Projection, descend, project, truncated_svd
 from einlayers.rank import Axes
 from einlayers.theta import NAMED, Theta
-from tests import strategies
+from tests import golden, strategies
 
 RECOVERED = 1e-10
 """The relative error below which a matrix came back as it was."""
@@ -29,11 +29,6 @@ GENERAL = Theta.of((0.5, 0.25, 0.25, 0.25, 0.5, 0.25, 0.25))
 THIRDS = Theta.parse("(0.33|0|0.67|0|0.67|0.33|0.2)")
 
 THETAS = {**NAMED, "every axis": GENERAL, "every axis, swapped": GENERAL.swapped()}
-
-SMALLEST_MONARCH = Dims.of((2, 1, 2, 1, 2, 2, 1), 4, 4)
-
-ARANGE_RESIDUAL = 1.020902197826561
-"""The squared error of the nearest Monarch matrix of two blocks to arange(16), 4 x 4 (2204.00595, theorem 1)."""
 
 PARTLY_LIVE = [
     Dims.of((3, 6, 1, 4, 8, 1, 1), 17, 31),
@@ -221,21 +216,33 @@ class TestMonarch:
     """Theorem 1 of 2204.00595. Its outputs are ordered (position, block), ours (block, position): rows are transposed."""
 
     def test_loses_what_the_theorem_says(self) -> None:
-        weight_OI = _rows_transposed(torch.arange(16, dtype=torch.float64).reshape(4, 4))
-        projection = project(weight_OI, SMALLEST_MONARCH)
-        assert _squared_error(projection, weight_OI) == pytest.approx(ARANGE_RESIDUAL, rel=1e-12)
+        expected, weight_OI = golden.monarch_projection(), _rows_transposed(_sixteen_numbers())
+        projection = project(weight_OI, _square_monarch(expected.m))
+        assert weight_OI.square().sum().item() == expected.squared_norm
+        assert _squared_error(projection, weight_OI) == pytest.approx(expected.squared_error, rel=1e-12)
 
-    @pytest.mark.parametrize("m", [4, 8, 16])
-    def test_keeps_the_square_root_of_n_of_the_fourier_matrix(self, m: int) -> None:
-        weight_OI = _rows_transposed(_fourier(m * m))
-        projection = project(weight_OI, Dims.of((m, 1, m, 1, m, m, 1), m * m, m * m))
-        assert _squared_error(projection, weight_OI) == pytest.approx(m * m - m, rel=TOLERANCE)
+    @pytest.mark.parametrize("block", golden.monarch_projection().blocks, ids=lambda block: f"{block.j}, {block.k}")
+    def test_loses_in_every_block_what_the_theorem_says(self, block: golden.MonarchBlock) -> None:
+        m, weight_OI = golden.monarch_projection().m, _rows_transposed(_sixteen_numbers())
+        live = (slice(block.j * m, (block.j + 1) * m), slice(block.k * m, (block.k + 1) * m))
+        kept_OI = _dense(project(weight_OI, _square_monarch(m)))
+        assert torch.equal(weight_OI[live], torch.tensor(block.entries, dtype=torch.float64))
+        lost = (kept_OI - weight_OI)[live].square().sum().item()
+        assert lost == pytest.approx(block.squared_error, rel=TOLERANCE)
 
-    @pytest.mark.parametrize("m", [4, 8, 16])
-    def test_recovers_the_fourier_matrix_with_transposed_columns(self, m: int) -> None:
-        weight_OI = _rows_transposed(_rows_transposed(_fourier(m * m)).mT).mT
-        projection = project(weight_OI, Dims.of((m, 1, m, 1, m, m, 1), m * m, m * m))
-        assert projection.error < RECOVERED
+    @pytest.mark.parametrize("row", golden.fourier_projections(), ids=lambda row: f"{row.n} features")
+    def test_keeps_the_square_root_of_n_of_the_fourier_matrix(self, row: golden.FourierProjection) -> None:
+        weight_OI = _rows_transposed(_fourier(row.n))
+        projection = project(weight_OI, _square_monarch(math.isqrt(row.n)))
+        assert _squared_error(projection, weight_OI) == pytest.approx(row.squared_error, rel=TOLERANCE)
+        assert row.squared_error == row.n - math.sqrt(row.n)
+
+    @pytest.mark.parametrize("row", golden.fourier_projections(), ids=lambda row: f"{row.n} features")
+    def test_recovers_the_fourier_matrix_with_transposed_columns(self, row: golden.FourierProjection) -> None:
+        weight_OI = _rows_transposed(_rows_transposed(_fourier(row.n)).mT).mT
+        projection = project(weight_OI, _square_monarch(math.isqrt(row.n)))
+        expected = pytest.approx(row.squared_error_transposed, abs=RECOVERED**2 * row.n)
+        assert _squared_error(projection, weight_OI) == expected
         torch.testing.assert_close(_dense(projection), weight_OI, atol=TOLERANCE, rtol=TOLERANCE)
 
 
@@ -311,7 +318,7 @@ class TestErrors:
 
     def test_refuses_axes_for_other_widths(self) -> None:
         with pytest.raises(FieldError, match=r"^structure: expected axes for a layer 17 -> 31.*got '4 -> 4'"):
-            project(_random(31, 17), SMALLEST_MONARCH)
+            project(_random(31, 17), _square_monarch(2))
 
     def test_refuses_a_structure_or_a_policy_that_is_unknown(self) -> None:
         with pytest.raises(FieldError, match=r"^theta: expected"):
@@ -419,6 +426,15 @@ def _descended(weight_OI: Tensor, dims: Dims, seed: int) -> float:
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
     return math.sqrt(loss().item() / weight_OI.square().sum().item())
+
+
+def _square_monarch(m: int) -> Dims:
+    """``m`` blocks of ``m`` x ``m`` in both factors."""
+    return Dims.of((m, 1, m, 1, m, m, 1), m * m, m * m)
+
+
+def _sixteen_numbers() -> Tensor:
+    return torch.arange(16, dtype=torch.float64).reshape(4, 4)
 
 
 def _rows_transposed(weight_OI: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 # T tokens, E experts, K choices of each token, I inputs, O outputs
 
 import copy
-import math
 import pickle
 from collections.abc import Sequence
 
@@ -11,24 +10,20 @@ from torch import Tensor, nn
 
 from einlayers.errors import FieldError
 from einlayers.routing import Router, auxiliary_loss, mix, route
+from tests import golden
 
 TOLERANCE = 1e-9
 """Between float64 and the printed digits of the examples."""
 
-EXAMPLE_TE = torch.tensor([[2, 1, 0, -1], [0, 3, 1, -2], [1, -1, 2, 0]], dtype=torch.float64)
-"""SCIENCE.md, section 4: the routing example."""
+EXAMPLE = golden.routing_example()
+EXAMPLE_TE = torch.tensor(EXAMPLE.logits, dtype=torch.float64)
 
 
 class TestChoice:
     def test_is_that_of_the_example(self) -> None:
-        routing = route(EXAMPLE_TE, 2)
-        assert routing.experts.tolist() == [[0, 1], [1, 2], [2, 0]]
-        by_hand = [
-            [0.7310585786300049, 0.2689414213699951],
-            [0.8807970779778824, 0.11920292202211755],
-            [0.7310585786300049, 0.2689414213699951],
-        ]
-        torch.testing.assert_close(routing.weights, torch.tensor(by_hand, dtype=torch.float64), atol=TOLERANCE, rtol=0)
+        routing, weights_TK = route(EXAMPLE_TE, EXAMPLE.top_k), torch.tensor(EXAMPLE.weights, dtype=torch.float64)
+        assert torch.equal(routing.experts, torch.tensor(EXAMPLE.experts))
+        torch.testing.assert_close(routing.weights, weights_TK, atol=TOLERANCE, rtol=0)
 
     @pytest.mark.parametrize("top_k", [1, 2, 5, 8])
     def test_is_the_largest_logits_where_none_are_equal(self, top_k: int) -> None:
@@ -70,17 +65,18 @@ class TestChoice:
 
 class TestLosses:
     def test_are_those_of_the_example(self) -> None:
-        routing = route(EXAMPLE_TE, 2)
-        assert routing.switch_loss.item() == pytest.approx(1.2778416779180737, abs=TOLERANCE)
-        assert routing.z_loss.item() == pytest.approx(7.330983116047707, abs=TOLERANCE)
-        assert routing.aux_loss.item() == pytest.approx(2.0109399895228446, abs=TOLERANCE)
+        routing = route(EXAMPLE_TE, EXAMPLE.top_k)
+        assert routing.switch_loss.item() == pytest.approx(EXAMPLE.switch_loss, abs=TOLERANCE)
+        assert routing.z_loss.item() == pytest.approx(EXAMPLE.z_loss, abs=TOLERANCE)
+        assert routing.aux_loss.item() == pytest.approx(EXAMPLE.aux_loss, abs=TOLERANCE)
 
-    @pytest.mark.parametrize(("num_experts", "aux_loss"), [(8, 1.4324077125263812), (16, 1.7687248222691223)])
-    def test_are_known_where_all_logits_are_equal(self, num_experts: int, aux_loss: float) -> None:
-        routing = route(torch.zeros(64, num_experts, dtype=torch.float64), 2)
-        assert routing.switch_loss.item() == pytest.approx(1, abs=TOLERANCE)
-        assert routing.z_loss.item() == pytest.approx(math.log(num_experts) ** 2, abs=TOLERANCE)
-        assert routing.aux_loss.item() == pytest.approx(aux_loss, abs=TOLERANCE)
+    @pytest.mark.parametrize("row", golden.mixtures(), ids=lambda row: f"{row.num_experts} experts, {row.d} features")
+    def test_are_known_where_the_gate_is_zero(self, row: golden.Mixture) -> None:
+        router = Router(row.d, row.num_experts, top_k=row.top_k, dtype=torch.float64)
+        routing = router.route(_normal(64, row.d))
+        assert routing.switch_loss.item() == pytest.approx(row.switch_loss, abs=TOLERANCE)
+        assert routing.z_loss.item() == pytest.approx(row.z_loss, abs=TOLERANCE)
+        assert routing.aux_loss.item() == pytest.approx(row.aux_loss, abs=TOLERANCE)
 
     def test_push_towards_balance(self) -> None:
         logits_TE = torch.tensor([[1.0, 0.5, 0.2, 0.1]], dtype=torch.float64).repeat(10, 1).requires_grad_()
@@ -184,7 +180,7 @@ class TestMix:
         torch.testing.assert_close(y_TO, torch.einsum("tk,tkoi,ti->to", routing.weights, chosen_TKOI, x_TI))
 
     def test_gives_each_expert_its_own_rows_and_no_others(self) -> None:
-        routing = route(EXAMPLE_TE, 2)
+        routing = route(EXAMPLE_TE, EXAMPLE.top_k)
         seen: list[list[float]] = []
 
         def experts(rows: Sequence[Tensor]) -> Sequence[Tensor]:

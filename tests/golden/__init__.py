@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from einlayers.families import HeadCase
 from einlayers.rank import Axes
 from einlayers.theta import Theta
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +107,104 @@ class Model:
     d_head: int
     params: int
     macs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """A mixture of square layers, each a rank-1 Block Tensor-Train of ``m`` x ``m`` features; losses at a zero gate."""
+
+    d: int
+    num_experts: int
+    top_k: int
+    m: int
+    params: int
+    gate_params: int
+    macs: int
+    gate_macs: int
+    macs_of_all_experts: int
+    overhead_of_all_experts: float
+    switch_loss: float
+    z_loss: float
+    aux_loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Monarch:
+    """The parameters of the papers' rectangular Monarch layer, and these as a share of the dense layer's."""
+
+    d_in: int
+    d_out: int
+    num_blocks: int
+    params: int
+    share_of_dense: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadAligned:
+    """A square Block Tensor-Train whose axes are the heads and the features of each."""
+
+    width: int
+    num_heads: int
+    head_width: int
+    case: HeadCase
+    axes: Axes
+    params: int
+    macs: int
+    rank: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A square Block Tensor-Train of ``num_cores`` cores, both widths split into axes of ``m`` features."""
+
+    d: int
+    num_cores: int
+    m: int
+    rank: int
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonarchBlock:
+    """The rows (l, j) and columns (k, i) of one j and one k, as the matrix [l, i], and what its best rank 1 loses."""
+
+    j: int
+    k: int
+    entries: tuple[tuple[float, ...], ...]
+    squared_error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonarchProjection:
+    """The squared distance of a matrix from the nearest Monarch matrix of ``m`` blocks, as a sum over blocks."""
+
+    m: int
+    squared_norm: float
+    squared_error: float
+    blocks: tuple[MonarchBlock, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FourierProjection:
+    """The same of the unitary Fourier matrix of ``n`` features, in square blocks; then with its columns transposed."""
+
+    n: int
+    squared_error: float
+    squared_error_transposed: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingExample:
+    """Logits of three tokens, the experts that they choose, and the losses of that choice."""
+
+    logits: tuple[tuple[float, ...], ...]
+    top_k: int
+    experts: tuple[tuple[int, ...], ...]
+    weights: tuple[tuple[float, ...], ...]
+    switch_loss: float
+    z_loss: float
+    aux_loss: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +334,120 @@ def models() -> list[Model]:
     ]
 
 
+def mixtures() -> list[Mixture]:
+    """Two of 8 and of 16 experts at three widths."""
+    return [
+        Mixture(
+            d=row["d"],
+            num_experts=row["E"],
+            top_k=row["k"],
+            m=row["m"],
+            params=row["total_params"],
+            gate_params=row["gate_params"],
+            macs=row["active_macs"],
+            gate_macs=row["gate_macs"],
+            macs_of_all_experts=row["macs_if_all_experts_computed"],
+            overhead_of_all_experts=_number(row["overhead_all_experts"]),
+            switch_loss=row["switch_at_zero_gate"],
+            z_loss=row["z_at_zero_gate"],
+            aux_loss=row["aux_loss_at_zero_gate"],
+        )
+        for row in _rows("moe")
+    ]
+
+
+def monarchs() -> list[Monarch]:
+    """Square and rectangular layers, some of widths that the blocks do not divide."""
+    return [
+        Monarch(
+            d_in=row["d_in"],
+            d_out=row["d_out"],
+            num_blocks=row["nblocks"],
+            params=row["params"],
+            share_of_dense=_number(row["fraction_of_dense"]),
+        )
+        for row in _rows("monarch")
+    ]
+
+
+def head_aligned() -> list[HeadAligned]:
+    """Heads of width 64 at four widths, in the case that has full rank and few parameters."""
+    return [
+        HeadAligned(
+            width=row["d_model"],
+            num_heads=row["n_head"],
+            head_width=row["d_head"],
+            case=row["case"],
+            axes=_axes(row["dims"]),
+            params=row["params"],
+            macs=row["macs"],
+            rank=row["rank"],
+        )
+        for row in _rows("head_aligned")
+    ]
+
+
+def index_classes() -> dict[int, int]:
+    """How many kinds of axes the einsum of an input, an output and so many factors can have."""
+    return {row["K"]: row["index_classes"] for row in _rows("k_factor") if "index_classes" in row}
+
+
+def chains() -> list[Chain]:
+    """Two to four cores of three ranks at d = 4096."""
+    return [
+        Chain(
+            d=row["d"],
+            num_cores=row["K"],
+            m=row["m"],
+            rank=row["rank"],
+            params=row["params"],
+            macs=row["macs"],
+        )
+        for row in _rows("k_factor")
+        if "rank" in row
+    ]
+
+
+def monarch_projection() -> MonarchProjection:
+    """The projection of the numbers 0 to 15, row by row in a matrix of 4 x 4."""
+    row = _content()["monarch_projection"]
+    return MonarchProjection(
+        m=row["m"],
+        squared_norm=row["frob_sq"],
+        squared_error=row["optimal_residual_frob_sq"],
+        blocks=tuple(
+            MonarchBlock(j=block["j"], k=block["k"], entries=_table(block["block"]), squared_error=block["sigma2_sq"])
+            for block in row["blocks"]
+        ),
+    )
+
+
+def fourier_projections() -> list[FourierProjection]:
+    """The projections of three Fourier matrices."""
+    return [
+        FourierProjection(
+            n=row["n"],
+            squared_error=row["residual_dft_natural_columns"],
+            squared_error_transposed=row["residual_dft_transposed_columns"],
+        )
+        for row in _content()["monarch_dft"]["cases"]
+    ]
+
+
+def routing_example() -> RoutingExample:
+    """Three tokens that choose two of four experts."""
+    row = _content()["routing_example"]
+    return RoutingExample(
+        logits=_table(row["logits"]),
+        top_k=row["k"],
+        experts=_table(row["selected"]),
+        weights=_table(row["weights"]),
+        switch_loss=row["switch"],
+        z_loss=row["z"],
+        aux_loss=row["aux"],
+    )
+
+
 def monarch_as_btt() -> MonarchAsBtt:
     """Monarch with four blocks at d = 1024."""
     row = _content()["monarch_btt_equivalence"]
@@ -285,6 +500,10 @@ def _factor(row: dict[str, Any], name: str) -> Factor:
 def _axes(sizes: list[int]) -> Axes:
     alpha, beta, gamma, delta, epsilon, phi, rho = sizes
     return (alpha, beta, gamma, delta, epsilon, phi, rho)
+
+
+def _table(rows: list[list[T]]) -> tuple[tuple[T, ...], ...]:
+    return tuple(map(tuple, rows))
 
 
 def _numbers(fractions: list[str]) -> tuple[float, ...]:
