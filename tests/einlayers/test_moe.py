@@ -59,26 +59,6 @@ class TestForward:
         x_TI = _normal(11, mixture.d_in)
         torch.testing.assert_close(mixture(x_TI), _oracle(mixture, x_TI), atol=TOLERANCE, rtol=TOLERANCE)
 
-    def test_keeps_every_leading_axis(self, mixture: LinearMoE) -> None:
-        x_BTI = _normal(2, 3, mixture.d_in)
-        y_BTO = mixture(x_BTI)
-        assert y_BTO.shape == (2, 3, mixture.d_out)
-        torch.testing.assert_close(y_BTO[1, 2], mixture(x_BTI[1, 2]), atol=TOLERANCE, rtol=TOLERANCE)
-
-    def test_takes_no_tokens(self, mixture: LinearMoE) -> None:
-        y_BTO = mixture(_normal(2, 0, mixture.d_in))
-        assert y_BTO.shape == (2, 0, mixture.d_out)
-        y_BTO.sum().backward()
-        assert all(parameter.grad is not None for parameter in mixture.parameters())
-
-    def test_takes_inputs_that_are_not_contiguous(self, mixture: LinearMoE) -> None:
-        x_TI = _normal(mixture.d_in, 7).mT
-        torch.testing.assert_close(mixture(x_TI), mixture(x_TI.contiguous()), atol=TOLERANCE, rtol=TOLERANCE)
-
-    def test_refuses_another_width(self, mixture: LinearMoE) -> None:
-        with pytest.raises(FieldError, match=r"^input: expected"):
-            mixture(_normal(2, 2 * mixture.d_in))
-
     def test_is_one_einsum_whose_rank_axis_is_gated(self) -> None:
         torch.manual_seed(0)
         layer, x_TI = EinsumMoE(16, 25, "btt", num_experts=4, bias=False).double(), _normal(9, 16)
@@ -100,26 +80,7 @@ class TestForward:
         x_TI = torch.randn(5, 16)
         torch.testing.assert_close(layer(x_TI), linear(x_TI))
 
-    def test_runs_under_autocast(self, mixture: LinearMoE) -> None:
-        mixture, x_TI = mixture.float(), _normal(11, mixture.d_in).float().requires_grad_()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            y_TO = mixture(x_TI)
-        assert y_TO.dtype == torch.bfloat16
-        torch.testing.assert_close(y_TO.float(), mixture(x_TI), atol=0.1, rtol=0.05)
-        y_TO.float().sum().backward()
-        assert all(parameter.grad is not None for parameter in (x_TI, *mixture.parameters()))
-
     # The tracer looks at .grad of what it meets between two graphs, and hides the warning by other means than a filter.
-    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-    def test_is_the_same_when_traced(self) -> None:
-        layer, x_TI = EinsumMoE(16, 16, "monarch", num_experts=4), torch.randn(9, 16, requires_grad=True)
-        inputs = [x_TI, *layer.parameters()]
-        gradients = []
-        for run in (layer, torch.compile(layer, backend="eager")):
-            y_TO: Tensor = run(x_TI)
-            gradients.append(torch.autograd.grad(y_TO.square().sum() + auxiliary_loss(layer), inputs))
-        for gradient, traced in zip(*gradients, strict=True):
-            torch.testing.assert_close(traced, gradient)
 
 
 class TestGradients:
