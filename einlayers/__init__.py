@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from einlayers.attention import Attention, head_aligned_attention
     from einlayers.btt import BTTLinear, btt_layer
+    from einlayers.coordinates import coordinate_check
     from einlayers.dims import Dims, resolve
     from einlayers.errors import FieldError
     from einlayers.linear import EinsumLinear
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "einlayers.attention": ("Attention", "head_aligned_attention"),
     "einlayers.btt": ("BTTLinear", "btt_layer"),
+    "einlayers.coordinates": ("coordinate_check",),
     "einlayers.dims": ("Dims", "resolve"),
     "einlayers.errors": ("FieldError",),
     "einlayers.linear": ("EinsumLinear",),
@@ -57,6 +59,7 @@ __all__ = [
     "branch_scale",
     "btt_layer",
     "classify",
+    "coordinate_check",
     "cost",
     "densify",
     "factor_rules",

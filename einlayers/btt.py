@@ -99,7 +99,12 @@ class BTTLinear(nn.Module):
         cores = self.axes.cores
         return {
             f"core_{i}": factor_rule(
-                core.fan_in, core.fan_out, d_in=self.d_in, d_out=self.d_out, num_factors=len(cores)
+                core.fan_in,
+                core.fan_out,
+                d_in=self.d_in,
+                d_out=self.d_out,
+                num_factors=len(cores),
+                num_uses=core.done * core.ahead,
             )
             for i, core in enumerate(cores, start=1)
         }

@@ -12,7 +12,6 @@ tracer, mode and device understands. ``multiply_out`` forms W, which pays where 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -131,16 +130,16 @@ class _ZeroCopy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TI: Tensor, A: Tensor, B: Tensor, order: Order, recompute: bool) -> Tensor:
         ctx.order = order
-        plan = _Plan.of(A, B, order)
+        plan = _Plan(A, B, order)
         P_GRi, Q_FKo = plan.blocks(A, B)
-        y_TO = x_TI.new_empty(len(x_TI), Q_FKo.shape[0] * Q_FKo.shape[2])
-        chunks = plan.chunks(len(x_TI))
-        # A buffer for each chunk where they are saved; else one for all, which stays in the cache.
-        buffers = [plan.buffer(x_TI[chunks[0]]) for _ in (chunks[:1] if recompute else chunks)]
-        for n, tokens in enumerate(chunks):
-            z_KFT = plan.apply_first(x_TI[tokens], P_GRi, buffers[0 if recompute else n])
-            _write(z_KFT.permute(1, 2, 0), Q_FKo, y_TO[tokens], plan.outputs_written)
-        ctx.save_for_backward(x_TI, A, B, *([] if recompute else [P_GRi, Q_FKo, *buffers]))
+        y_TO = x_TI.new_empty(len(x_TI), plan.outputs)
+        saved = []
+        for x, y in zip(plan.chunks(x_TI), plan.chunks(y_TO), strict=True):
+            z_KFT = plan.intermediate(plan.read_inputs(x), P_GRi)
+            _write(z_KFT.permute(1, 2, 0), Q_FKo, y, plan.outputs_written)
+            if not recompute:
+                saved.append(z_KFT)
+        ctx.save_for_backward(x_TI, A, B, *([P_GRi, Q_FKo, *saved] if saved else []))
         return y_TO
 
     @staticmethod
@@ -151,73 +150,58 @@ class _ZeroCopy(torch.autograd.Function):
             wanted = [tensor for tensor in (x_TI, A, B) if tensor.requires_grad]
             found = iter(torch.autograd.grad(two_einsums(x_TI, A, B, ctx.order), wanted, dy_TO, create_graph=True))
             return *(next(found) if tensor.requires_grad else None for tensor in (x_TI, A, B)), None, None
-        plan = _Plan.of(A, B, ctx.order)
+        plan = _Plan(A, B, ctx.order)
         needs_first, needs_second = (needs_A, needs_B) if ctx.order == "A_first" else (needs_B, needs_A)
-        P_GRi, Q_FKo = saved[:2] if saved else plan.blocks(A, B)
-        chunks = plan.chunks(len(x_TI))
-        dx_TI = torch.empty_like(x_TI, memory_format=torch.contiguous_format) if needs_x else None
-        dP_GRi = dQ_FKo = None
-        # What is computed again here alone may be overwritten; what forward saved may be asked for once more.
-        buffer = plan.buffer(x_TI[chunks[0]])
-        for n, tokens in enumerate(chunks):
-            x_TGi = plan.gathered_inputs(x_TI[tokens])
-            dy_TFo = plan.gathered_outputs(dy_TO[tokens])
+        P_GRi, Q_FKo, *z_chunks = saved or plan.blocks(A, B)
+        dx_TI = torch.empty_like(x_TI, memory_format=torch.contiguous_format)
+        dP_GRi = dQ_FKo = dz_KFT = None
+        for n, (x, dx, dy) in enumerate(zip(*map(plan.chunks, (x_TI, dx_TI, dy_TO)), strict=True)):
+            x_TGi, dy_TFo = plan.read_inputs(x), plan.read_outputs(dy)
+            z_KFT = z_chunks[n] if z_chunks else plan.intermediate(x_TGi, P_GRi)
             if needs_second:
-                x = x_TI[tokens]
-                z_KFT = plan.shaped(saved[2 + n], len(x)) if saved else plan.apply_first(x, P_GRi, buffer)
                 dQ_FKo = _add_product(dQ_FKo, z_KFT.transpose(0, 1), dy_TFo.transpose(0, 1))
             if needs_x or needs_first:
-                dz_KFT = plan.shaped(buffer, len(dy_TFo))
+                # What was computed again for this pass may be overwritten; what was saved may be asked for once more.
+                if not z_chunks:
+                    dz_KFT = z_KFT
+                elif dz_KFT is None or dz_KFT.shape != z_KFT.shape:
+                    dz_KFT = torch.empty_like(z_KFT)
                 torch.bmm(Q_FKo, dy_TFo.permute(1, 2, 0), out=dz_KFT.transpose(0, 1))
-                dz_GRT = dz_KFT.view(P_GRi.shape[0], P_GRi.shape[1], len(dy_TFo))
-                if dx_TI is not None:
-                    _write(dz_GRT.mT, P_GRi, dx_TI[tokens], plan.inputs_written)
+                dz_GRT = dz_KFT.view(plan.G, plan.R, len(x))
+                if needs_x:
+                    _write(dz_GRT.mT, P_GRi, dx, plan.inputs_written)
                 if needs_first:
                     dP_GRi = _add_product(dP_GRi, dz_GRT, x_TGi.transpose(0, 1))
-        return dx_TI, *plan.gradients(dP_GRi, dQ_FKo), None, None
+        return dx_TI if needs_x else None, *plan.gradients(dP_GRi, dQ_FKo), None, None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    """The axes of one application by their roles, and which features a product reads and writes in another order."""
+    """The axes of one application by their roles, and which features its products read and write in another order."""
 
-    f: int
-    g: int
-    i: int
-    j: int
-    k: int
-    o: int
-    r: int
-    order: Order
-    inputs_read: Tensor | None = None
-    inputs_written: Tensor | None = None
-    outputs_read: Tensor | None = None
-    outputs_written: Tensor | None = None
-
-    @classmethod
-    def of(cls, A: Tensor, B: Tensor, order: Order) -> "_Plan":
+    def __init__(self, A: Tensor, B: Tensor, order: Order) -> None:
         first, second = (A, B) if order == "A_first" else (B, A)
         (f, j, r, g, i), o, k = first.shape, second.shape[1], second.shape[4]
+        self.f, self.g, self.i, self.j, self.k, self.o, self.r, self.order = f, g, i, j, k, o, r, order
+        self.F, self.G, self.K, self.R = f * j, g * k, g * k * r, r * f * j
+        self.outputs = f * j * o
+        self.inputs_read = self.inputs_written = self.outputs_read = self.outputs_written = None
         # The products read (g, k, i) and write (f, j, o). With A first y is (f, o, j); with B first x is (g, i, k).
         if order == "A_first" and min(j, o) > 1:
-            orders = {"outputs_read": _exchange(f, o, j, A.device), "outputs_written": _exchange(f, j, o, A.device)}
-        elif order == "B_first" and min(i, k) > 1:
-            orders = {"inputs_read": _exchange(g, i, k, A.device), "inputs_written": _exchange(g, k, i, A.device)}
-        else:
-            orders = {}
-        return cls(f=f, g=g, i=i, j=j, k=k, o=o, r=r, order=order, **orders)
+            self.outputs_read, self.outputs_written = _exchange(f, o, j, A.device), _exchange(f, j, o, A.device)
+        if order == "B_first" and min(i, k) > 1:
+            self.inputs_read, self.inputs_written = _exchange(g, i, k, A.device), _exchange(g, k, i, A.device)
 
-    def chunks(self, num_tokens: int) -> list[slice]:
+    def chunks(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Even runs of tokens whose intermediate stays in the cache between the product that makes and that uses it."""
-        most = max(_LEAST_TOKENS, _IN_CACHE // self.intermediate)
-        length = math.ceil(num_tokens / math.ceil(num_tokens / most)) if num_tokens else 1
-        return [slice(start, min(start + length, num_tokens)) for start in range(0, max(1, num_tokens), length)]
+        most = max(_LEAST_TOKENS, _IN_CACHE // (self.F * self.K))
+        num_chunks = math.ceil(len(tokens) / most)
+        return (tokens,) if num_chunks <= 1 else torch.split(tokens, math.ceil(len(tokens) / num_chunks))
 
     def blocks(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
         """A matrix ``(r f j, i)`` for every g and k, and a matrix ``(g k r, o)`` for every f and j."""
         first, second = (A, B) if self.order == "A_first" else (B, A)
-        P_gRi = first.permute(3, 2, 0, 1, 4).reshape(self.g, -1, self.i)
-        Q_foK = second.permute(0, 1, 3, 4, 2).reshape(self.f, self.o, -1)
+        P_gRi = first.permute(3, 2, 0, 1, 4).reshape(self.g, self.R, self.i)
+        Q_foK = second.permute(0, 1, 3, 4, 2).reshape(self.f, self.o, self.K)
         return _repeat(P_gRi, self.k), _repeat(Q_foK, self.j).mT
 
     def gradients(self, dP_GRi: Tensor | None, dQ_FKo: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -231,34 +215,17 @@ class _Plan:
             second = _sum_repeated(blocks).permute(0, 4, 3, 1, 2)
         return (first, second) if self.order == "A_first" else (second, first)
 
-    def buffer(self, x_TI: Tensor) -> Tensor:
-        """Room for the intermediate of these tokens."""
-        return x_TI.new_empty(self.intermediate * len(x_TI))
+    def intermediate(self, x_TGi: Tensor, P_GRi: Tensor) -> Tensor:
+        """The first factor applied: ``(g k r, f j, T)``."""
+        return torch.bmm(P_GRi, x_TGi.permute(1, 2, 0)).view(self.K, self.F, len(x_TGi))
 
-    def shaped(self, buffer: Tensor, num_tokens: int) -> Tensor:
-        """The beginning of the buffer as the intermediate of so many tokens."""
-        numbers = buffer[: self.intermediate * num_tokens]
-        return numbers.view(self.g * self.k * self.r, self.f * self.j, num_tokens)
-
-    def apply_first(self, x_TI: Tensor, P_GRi: Tensor, buffer: Tensor) -> Tensor:
-        """The first factor applied."""
-        z_KFT = self.shaped(buffer, len(x_TI))
-        z_GRT = z_KFT.view(P_GRi.shape[0], P_GRi.shape[1], len(x_TI))
-        torch.bmm(P_GRi, self.gathered_inputs(x_TI).permute(1, 2, 0), out=z_GRT)
-        return z_KFT
-
-    def gathered_inputs(self, x_TI: Tensor) -> Tensor:
+    def read_inputs(self, x_TI: Tensor) -> Tensor:
         """``(T, g k, i)``"""
-        return _gather(x_TI, self.inputs_read).reshape(len(x_TI), self.g * self.k, self.i)
+        return _gather(x_TI, self.inputs_read).view(len(x_TI), self.G, self.i)
 
-    def gathered_outputs(self, dy_TO: Tensor) -> Tensor:
+    def read_outputs(self, dy_TO: Tensor) -> Tensor:
         """``(T, f j, o)``"""
-        return _gather(dy_TO, self.outputs_read).reshape(len(dy_TO), self.f * self.j, self.o)
-
-    @property
-    def intermediate(self) -> int:
-        """The elements between the factors, per token."""
-        return self.g * self.k * self.r * self.f * self.j
+        return _gather(dy_TO, self.outputs_read).view(len(dy_TO), self.F, self.o)
 
 
 def _exchange(slow: int, middle: int, fast: int, device: torch.device) -> Tensor:

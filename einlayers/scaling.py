@@ -2,7 +2,7 @@
 
 Each factor is a batch of matrices; its fans are those of one matrix (2406.06248, section 4 and table 2). The initial
 scale is the spectral condition ``std = sqrt(min(fan_in, fan_out)) / fan_in``; Adam's learning rate goes with 1/fan_in and
-is divided among the two factors, SGD's goes with fan_out/fan_in.
+is divided among the two factors, SGD's goes with (all outputs)/fan_in.
 """
 
 import math
@@ -44,19 +44,38 @@ FACTOR_VIEWS: dict[str, View] = {"A": ((3,), (0, 1, 2), (4,)), "B": ((0,), (1,),
 def factor_rules(dims: Dims) -> FactorRules:
     """The muP rules of factor A (fans alpha and delta*phi*rho) and factor B (fans beta*gamma*rho and epsilon)."""
     return FactorRules(
-        A=factor_rule(dims.alpha, dims.delta * dims.phi * dims.rho, d_in=dims.d_in, d_out=dims.d_out),
-        B=factor_rule(dims.beta * dims.gamma * dims.rho, dims.epsilon, d_in=dims.d_in, d_out=dims.d_out),
+        A=factor_rule(
+            dims.alpha,
+            dims.delta * dims.phi * dims.rho,
+            d_in=dims.d_in,
+            d_out=dims.d_out,
+            num_uses=dims.gamma * dims.beta,
+        ),
+        B=factor_rule(
+            dims.beta * dims.gamma * dims.rho,
+            dims.epsilon,
+            d_in=dims.d_in,
+            d_out=dims.d_out,
+            num_uses=dims.phi * dims.delta,
+        ),
     )
 
 
-def factor_rule(fan_in: int, fan_out: int, *, d_in: int, d_out: int, num_factors: int = 2) -> FactorRule:
-    """The rule of one of ``num_factors`` factors of a layer, whose matrices map ``fan_in`` to ``fan_out`` features."""
+def factor_rule(
+    fan_in: int, fan_out: int, *, d_in: int, d_out: int, num_factors: int = 2, num_uses: int = 1
+) -> FactorRule:
+    """The rule of one of ``num_factors`` factors of a layer, whose matrices map ``fan_in`` to ``fan_out`` features.
+
+    ``num_uses`` is how many products with one of its matrices an input takes: its blocks, times the positions that share
+    each. The gradient of an output goes with 1 over the number of all outputs, ``num_uses * fan_out``, not of one block's,
+    so that is what SGD's rate grows with. The papers' rule has fan_out alone; docs/benchmarks/mup.md measures both.
+    """
     return FactorRule(
         fan_in=fan_in,
         fan_out=fan_out,
         init_std=dense_init_std(fan_in, fan_out),
         adam_lr_mult=d_in / fan_in / num_factors,
-        sgd_lr_mult=(fan_out / fan_in) / (d_out / d_in) / num_factors,
+        sgd_lr_mult=(num_uses * fan_out / fan_in) / (d_out / d_in) / num_factors,
     )
 
 

@@ -171,7 +171,9 @@ class TestInitialisation:
         rules = BTTLinear(512, 4096, num_cores=3, rank=2).lr_rules()
         assert [(rule.fan_in, rule.fan_out) for rule in rules.values()] == [(8, 32), (16, 32), (16, 16)]
         assert [rule.adam_lr_mult for rule in rules.values()] == pytest.approx([64 / 3, 32 / 3, 32 / 3])
-        assert [rule.sgd_lr_mult for rule in rules.values()] == pytest.approx([4 / 8 / 3, 2 / 8 / 3, 1 / 8 / 3])
+        assert [rule.sgd_lr_mult for rule in rules.values()] == pytest.approx(
+            [2048 / 8 / 8 / 3, 4096 / 16 / 8 / 3, 4096 / 16 / 8 / 3]
+        )
 
     def test_tells_which_axes_of_a_core_are_matrices(self) -> None:
         layer = BTTLinear(64, 96, num_cores=3, rank=2)

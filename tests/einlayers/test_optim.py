@@ -132,9 +132,12 @@ class TestSgd:
     def test_multiplies_those_of_factors_by_their_rule(self) -> None:
         model = Net(64, 1, monarch)
         found = settings(model, param_groups(model, LR, base=meta(16, 1), optimizer="sgd"))
-        # 64 -> 256, monarch: A has fans 8 and phi = 16, B 8 and 16: (16 / 8) / (256 / 64) / 2; 256 -> 64 the other way.
-        assert found["blocks.0.mlp.0.A"] == found["blocks.0.mlp.0.B"] == pytest.approx(LR / 4, rel=EXACT)
-        assert found["blocks.0.mlp.2.A"] == found["blocks.0.mlp.2.B"] == pytest.approx(LR, rel=EXACT)
+        # 64 -> 256, monarch: A has fan_in 8 and 128 outputs, B 8 and 256, so (128 / 8) / (256 / 64) / 2 and twice that.
+        assert found["blocks.0.mlp.0.A"] == pytest.approx(2 * LR, rel=EXACT)
+        assert found["blocks.0.mlp.0.B"] == pytest.approx(4 * LR, rel=EXACT)
+        # 256 -> 64: A has fan_in 16 and 128 outputs, B 16 and 64.
+        assert found["blocks.0.mlp.2.A"] == pytest.approx(16 * LR, rel=EXACT)
+        assert found["blocks.0.mlp.2.B"] == pytest.approx(8 * LR, rel=EXACT)
         # Biases, which the base may lack, go with the width; scalar gains with nothing.
         assert found["blocks.0.mlp.0.bias"] == pytest.approx(4 * LR, rel=EXACT)
         assert found["blocks.0.mlp.0.gain_A"] == LR

@@ -39,8 +39,10 @@ class TestSgd:
     @given(dims=strategies.full_dims())
     def test_divides_the_ratio_of_fans_by_the_dense_one_and_between_the_factors(self, dims: Dims) -> None:
         rules = factor_rules(dims)
-        for rule in (rules.A, rules.B):
-            assert rule.sgd_lr_mult * 2 * dims.d_out * rule.fan_in == pytest.approx(rule.fan_out * dims.d_in, rel=EXACT)
+        between = dims.phi * dims.delta * dims.rho * dims.gamma * dims.beta
+        for rule, all_outputs in ((rules.A, between), (rules.B, dims.outputs)):
+            expected = (all_outputs / rule.fan_in) / (dims.d_out / dims.d_in) / 2
+            assert rule.sgd_lr_mult == pytest.approx(expected, rel=EXACT)
 
 
 class TestInitialScale:
