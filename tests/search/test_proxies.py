@@ -9,10 +9,10 @@ from torch import nn
 
 from einlayers.dims import MAX_WIDTH, resolve
 from einlayers.errors import FieldError
-from einlayers.linear import EinsumLinear
 from einlayers.theta import NAMED, Theta
 from search.proxies import CHAR_VOCABULARY, CharLM, LayerShape
 from tests import golden, strategies
+from workers.transfer import linear_factory
 
 TINY = CharLM(dense_width=8, num_heads=2, depth=1, context=8, batch_size=1, train_flops=1e6)
 
@@ -182,11 +182,10 @@ def _brute_force(proxy: CharLM, theta: Theta) -> int:
 
 
 def _modules(proxy: CharLM, theta: Theta, width: int) -> Iterator[nn.Module]:
-    dense = theta.beta == theta.epsilon == 0 or theta.alpha == theta.delta == 0
+    linear = linear_factory(theta)
     for _ in range(proxy.depth):
         for d_in, d_out in [(width, width)] * 4 + [(width, 4 * width), (4 * width, width)]:
-            linear = nn.Linear(d_in, d_out, bias=False) if dense else EinsumLinear(d_in, d_out, theta, bias=False)
-            yield linear
+            yield linear(d_in, d_out)
         yield from (nn.LayerNorm(size, bias=False) for size in (width, width, width // proxy.num_heads))
         yield nn.LayerNorm(width // proxy.num_heads, bias=False)
     yield nn.LayerNorm(width, bias=False)
