@@ -21,19 +21,17 @@ and an implementation with one axis exchanged must fail the check of results tha
 
 import argparse
 import math
-import os
-import random
 import statistics
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.timing import prepare, rounds_of, timed
 from einlayers.contraction import choose, contract
 from einlayers.dims import Dims, resolve
 from einlayers.families import btt_dims, low_rank_dims, monarch_dims
@@ -60,15 +58,6 @@ _BUSY = 0.85
 _LEAST_SECONDS = 0.05
 _TOLERANCE = 1e-4
 """Of the largest output: float32 sums in different orders."""
-
-_ALLOCATOR = {
-    # glibc maps outputs beyond 32 MiB anew at every call and the page faults then dominate, for every implementation.
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    "MALLOC_TOP_PAD_": str(2**28),
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-}
 
 Apply = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(x, A, B)`` to ``y``: ``(T, I)`` to ``(T, O)``."""
@@ -268,24 +257,15 @@ def _interleave(runs: dict[tuple[str, str], Callable[[], object]], rounds: int) 
     for run in runs.values():
         run()
     # Small layers several times in a row: one call takes less time than what an interruption adds to it.
-    repeats = max(1, round(_LEAST_SECONDS / _timed(runs["", "dense"], 1)))
+    repeats = max(1, round(_LEAST_SECONDS / timed(runs["", "dense"])))
     seconds: list[dict[tuple[str, str], float]] = []
-    order = list(runs)
-    for _ in range(4 * rounds):
-        random.shuffle(order)
-        seconds.append({key: _timed(runs[key], repeats) for key in order})
+    for times in islice(rounds_of(runs, repeats), 4 * rounds):
+        seconds.append(times)
         best = min(times["", "dense"] for times in seconds)
         calm = [times for times in seconds if times["", "dense"] <= best / _BUSY]
         if len(calm) >= rounds:
-            return {key: statistics.median(times[key] for times in calm) for key in order}
+            return {key: statistics.median(times[key] for times in calm) for key in runs}
     raise RuntimeError("dense never kept its rate: this machine is too busy to measure on")
-
-
-def _timed(run: Callable[[], object], repeats: int) -> float:
-    start = time.thread_time()
-    for _ in range(repeats):
-        run()
-    return (time.thread_time() - start) / repeats
 
 
 def main() -> None:
@@ -295,11 +275,7 @@ def main() -> None:
     parser.add_argument("--structures", nargs="+", default=list(STRUCTURES), choices=list(STRUCTURES))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     arguments = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in _ALLOCATOR.items()):
-        # The allocator reads its settings when the process starts.
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.layers", *sys.argv[1:]], os.environ | _ALLOCATOR)
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
+    prepare("benchmarks.layers")
     print(HEADER, flush=True)
     rows = []
     for width in arguments.widths:

@@ -12,18 +12,16 @@ share of the assignments that one expert has, times E: 1 is even.
 # T tokens, E experts, I inputs, O outputs
 
 import argparse
-import os
-import random
 import statistics
-import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.timing import prepare, rounds_of
 from einlayers.moe import DenseMoE, EinsumMoE, LinearMoE
 
 NUM_EXPERTS = (4, 8, 16)
@@ -36,15 +34,6 @@ STRUCTURES: dict[str, Callable[[int, int, int], LinearMoE]] = {
 
 _TOLERANCE = 1e-4
 """Of the largest output: float32 sums in different orders."""
-
-_ENVIRONMENT = {
-    # glibc gives freed memory back to the system, and the page faults of the next allocation would be measured.
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    "MALLOC_TOP_PAD_": str(2**28),
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,17 +115,10 @@ def _check(layer: LinearMoE, x_TI: Tensor) -> None:
 
 def _interleave(runs: dict[tuple[int, str], Callable[[], object]], rounds: int) -> dict[tuple[int, str], float]:
     """The median seconds of each."""
-    seconds: dict[tuple[int, str], list[float]] = {key: [] for key in runs}
     for run in runs.values():
         run()
-    order = list(runs)
-    for _ in range(rounds):
-        random.shuffle(order)
-        for key in order:
-            start = time.thread_time()
-            runs[key]()
-            seconds[key].append(time.thread_time() - start)
-    return {key: statistics.median(times) for key, times in seconds.items()}
+    seconds = list(islice(rounds_of(runs), rounds))
+    return {key: statistics.median(times[key] for times in seconds) for key in runs}
 
 
 def main() -> None:
@@ -145,12 +127,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in _ENVIRONMENT.items()):
-        # The allocator reads its settings when the process starts.
-        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.moe", *sys.argv[1:]], os.environ | _ENVIRONMENT)
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    random.seed(0)
+    prepare("benchmarks.moe")
     print(HEADER, flush=True)
     for structure in STRUCTURES:
         for row in measure(structure, arguments.width, arguments.tokens, arguments.rounds):

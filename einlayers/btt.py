@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from einlayers.families import BTTAxes, btt_axes
-from einlayers.linear import EinsumLinear, check_features, fit
+from einlayers.linear import EinsumLinear, add_bias, check_features, fit
 from einlayers.scaling import FactorRule, View, factor_rule
 from einlayers.taxonomy import Cost
 
@@ -129,7 +129,7 @@ class BTTLinear(nn.Module):
             FieldError: the last axis of the input does not have ``d_in`` features.
         """
         y_BO = self._linear(x_BI)
-        return y_BO if self.bias is None else y_BO + self.bias.to(y_BO.dtype)
+        return add_bias(y_BO, self.bias)
 
     def to_dense(self) -> Tensor:
         """The matrix ``W`` of shape ``(d_out, d_in)``, multiplied out; gradients flow to the cores."""

@@ -30,10 +30,10 @@ _CALLED, _EINSUM_CALLS = 125_000, 16
 """The multiply-adds that the call of one block's product takes the time of, and how many such calls two einsums are."""
 
 _FEW_TOKENS, _TRACED_TOKENS = 128, 1024
+"""Below how many tokens repeated blocks do not pay, and how many a traced program is taken to have."""
 
 _FORMED = 64
 """The tokens for which multiplying by W would take as long as forming W, and its gradient, does; rho adds one for one."""
-
 
 _IN_CACHE, _LEAST_TOKENS = 2**19, 256
 """How many elements of the intermediate a chunk of tokens makes, and the fewest tokens that keep its products large."""

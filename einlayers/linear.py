@@ -173,8 +173,7 @@ class EinsumLinear(nn.Module):
         A, B = self.factors()
         x_BI = fit(check_features(x_BI, self.d_in), self.dims.inputs)
         y_BO = fit(contract(x_BI, A, B, order=self.order, recompute=self.recompute), self.dims.d_out)
-        # In y's type, which autocast may have made another one than the parameters'.
-        return y_BO if self.bias is None else y_BO + self.bias.to(y_BO.dtype)
+        return add_bias(y_BO, self.bias)
 
     def to_dense(self) -> Tensor:
         """The matrix ``W`` of shape ``(d_out, d_in)``, multiplied out; gradients flow to the factors."""
@@ -201,6 +200,11 @@ def check_features(x_BI: Tensor, d_in: int) -> Tensor:
     if x_BI.ndim == 0 or x_BI.shape[-1] != d_in:
         raise FieldError("input", expected=f"{d_in} features on the last axis", got=tuple(x_BI.shape))
     return x_BI
+
+
+def add_bias(y_BO: Tensor, bias_O: Tensor | None) -> Tensor:
+    """``y + bias`` in y's type, which autocast may have made another one than the bias'; y itself without a bias."""
+    return y_BO if bias_O is None else y_BO + bias_O.to(y_BO.dtype)
 
 
 def fit(x: Tensor, size: int) -> Tensor:

@@ -7,7 +7,7 @@ BTT-MoE (2410.02117): E structured experts of rank rho are one einsum of rank E 
 # B batch, T tokens (the batch, flattened), N tokens of one expert; I inputs, O outputs, E experts
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypedDict, Unpack
 
 import torch
@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from einlayers.contraction import contract
 from einlayers.dims import Dims, Policy, check_size, resolve
 from einlayers.families import low_rank_dims
-from einlayers.linear import check_features, fit
+from einlayers.linear import add_bias, check_features, fit
 from einlayers.routing import Router, mix
 from einlayers.scaling import FACTOR_VIEWS, FactorRule, View, factor_rule, factor_rules
-from einlayers.taxonomy import Cost, cost
+from einlayers.taxonomy import Cost, Order, cost
 from einlayers.theta import Theta
 
 
@@ -111,6 +111,11 @@ class EinsumExpert:
     """Two factors, padded and cropped as in ``EinsumLinear``."""
 
     dims: Dims
+    order: Order = field(init=False)
+    """Derived once, as every expert of every forward pass asks for it."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "order", cost(self.dims).order)
 
     @property
     def d_in(self) -> int:
@@ -135,8 +140,8 @@ class EinsumExpert:
 
     def apply(self, x_NI: Tensor, parameters: Sequence[Tensor], bias_O: Tensor | None) -> Tensor:
         A, B = parameters
-        y_NO = fit(contract(fit(x_NI, self.dims.inputs), A, B, order=self.cost.order), self.d_out)
-        return y_NO if bias_O is None else y_NO + bias_O.to(y_NO.dtype)
+        y_NO = fit(contract(fit(x_NI, self.dims.inputs), A, B, order=self.order), self.d_out)
+        return add_bias(y_NO, bias_O)
 
 
 class Experts(nn.Module):
@@ -250,8 +255,7 @@ class LinearMoE(Experts):
         """
         x_TI = check_features(x_BI, self.d_in).reshape(-1, self.d_in)
         y_TO = mix(x_TI, self.gate.route(x_TI), lambda rows: self.apply_each(rows, [None] * self.num_experts))
-        y_TO = y_TO if self.bias is None else y_TO + self.bias.to(y_TO.dtype)
-        return y_TO.view(*x_BI.shape[:-1], self.d_out)
+        return add_bias(y_TO, self.bias).view(*x_BI.shape[:-1], self.d_out)
 
 
 class EinsumMoE(LinearMoE):

@@ -22,7 +22,7 @@ from einlayers.linear import EinsumLinear
 from einlayers.optim import param_groups
 from einlayers.projection import project
 from einlayers.replacements import Kept, Replacement, Replacements
-from einlayers.taxonomy import Cost, cost
+from einlayers.taxonomy import Cost
 from einlayers.theta import Theta
 
 __all__ = ["Kept", "Options", "Replacement", "Replacements", "densify", "param_groups", "replace_linears"]
@@ -307,8 +307,6 @@ def _replacement(name: str, before: nn.Module, after: nn.Module, dims: Dims | No
 def _macs(layer: nn.Module) -> int | None:
     if isinstance(layer, nn.Linear):
         return layer.in_features * layer.out_features
-    if isinstance(layer, EinsumLinear):
-        return cost(layer.dims).macs
     own = getattr(layer, "cost", None)
     return own.macs if isinstance(own, Cost) else None
 

@@ -16,9 +16,7 @@ from einlayers.linear import EinsumLinear
 from einlayers.scaling import factor_rules
 from einlayers.taxonomy import cost
 from tests import golden
-
-TOLERANCE = 1e-10
-"""Between float64 arithmetic in our order and in the order of plain loops."""
+from tests.einlayers.oracle import TOLERANCE, normal
 
 FLOPS_PER_MAC = 2
 
@@ -66,7 +64,7 @@ class TestCases:
 
 class TestForward:
     def test_applies_the_matrix_that_plain_loops_make(self, case: Case) -> None:
-        layer, x_BI = _layer(case), _inputs(5, case.d_in)
+        layer, x_BI = _layer(case), normal(5, case.d_in)
         W_OI = _loops(layer)
         bias_O = torch.zeros(case.d_out, dtype=torch.float64) if layer.bias is None else layer.bias
         torch.testing.assert_close(layer(x_BI), x_BI @ W_OI.mT + bias_O, atol=TOLERANCE, rtol=TOLERANCE)
@@ -78,7 +76,7 @@ class TestForward:
 
 class TestGradients:
     def test_are_those_of_plain_loops(self, case: Case) -> None:
-        layer, x_BI, upstream_BO = _layer(case), _inputs(5, case.d_in), _inputs(5, case.d_out)
+        layer, x_BI, upstream_BO = _layer(case), normal(5, case.d_in), normal(5, case.d_out)
         x_BI.requires_grad_()
         layer(x_BI).backward(upstream_BO)
         for core, grad in zip(layer.cores, _loops_backward(layer, upstream_BO.mT @ x_BI.detach()), strict=True):
@@ -88,7 +86,7 @@ class TestGradients:
             torch.testing.assert_close(layer.bias.grad, upstream_BO.sum(0), atol=TOLERANCE, rtol=TOLERANCE)
 
     def test_flow_through_the_multiplied_out_matrix(self, case: Case) -> None:
-        layer, upstream_OI = _layer(case), _inputs(case.d_out, case.d_in)
+        layer, upstream_OI = _layer(case), normal(case.d_out, case.d_in)
         layer.to_dense().backward(upstream_OI)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         for core, grad in zip(layer.cores, _loops_backward(layer, upstream_OI), strict=True):
             torch.testing.assert_close(core.grad, grad, atol=TOLERANCE, rtol=TOLERANCE)
@@ -104,7 +102,7 @@ class TestTwoCores:
             # A is (phi, delta, rho, gamma, alpha) = (n_1, 1, r, m_2, m_1), B (phi, epsilon, rho, gamma, beta).
             first.copy_(einsum.A[:, 0].permute(2, 3, 0, 1)[None, :, None])
             second.copy_(einsum.B[..., 0].permute(0, 2, 3, 1)[:, None, ..., None])
-        x_BI = _inputs(7, d_in)
+        x_BI = normal(7, d_in)
         torch.testing.assert_close(chain(x_BI), einsum(x_BI), atol=TOLERANCE, rtol=TOLERANCE)
         torch.testing.assert_close(chain.to_dense(), einsum.to_dense(), atol=TOLERANCE, rtol=TOLERANCE)
 
@@ -215,10 +213,6 @@ def _layer(case: Case) -> BTTLinear:
     if layer.bias is not None:
         torch.nn.init.normal_(layer.bias)
     return layer
-
-
-def _inputs(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
 
 
 def _loops(layer: BTTLinear) -> Tensor:
