@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from einlayers.errors import FieldError
+from einlayers.experts import Experts
 from einlayers.linear import EinsumLinear
-from einlayers.moe import DenseMoE, EinsumMoE, Experts, FeedForwardMoE, LinearMoE, LowRankMoE, MixtureCost
+from einlayers.moe import DenseMoE, EinsumMoE, FeedForwardMoE, LinearMoE, LowRankMoE, MixtureCost
 from einlayers.optim import param_groups
 from einlayers.routing import auxiliary_loss
 from einlayers.scaling import FactorRule, dense_init_std, factor_rules
