@@ -27,7 +27,7 @@ RUN pip wheel --no-deps --wheel-dir /dist .
 
 # Dependencies first, through the project without its code: a changed module does not install PyTorch again.
 FROM builder AS api-env
-RUN pip install -c constraints.txt .
+RUN pip install -c constraints.txt '.[parquet]'
 COPY --from=wheel /dist /dist
 RUN pip install --no-deps --force-reinstall /dist/*.whl
 

@@ -1,4 +1,4 @@
-# The verbs of this project: demo, test, check, format, bench, setup.
+# The verbs of this project: demo, test, check, format, soak, bench, setup.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,13 +10,13 @@ CODE := api benchmarks einlayers einsearch examples migrations search service te
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-.PHONY: demo test check format bench setup clean
+.PHONY: demo test check format soak bench setup clean
 
 demo: $(READY)  ## start the embedded service, run a first search on real text, show the best structures
 	$(BIN)/einsearch demo examples/first_search.json
 
 test: $(READY)  ## the tests, against SQLite, Postgres where its binaries are, and a real local Ray
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(READY)  ## format, lint, types, import contracts, migrations
 	$(BIN)/ruff format --check $(CODE)
@@ -30,8 +30,14 @@ format: $(READY)
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
+soak: $(READY)  ## hundreds of faults over many short searches, on SQLite and Postgres; writes docs/reliability.md
+	$(BIN)/python -m tests.faults.soak --faults 200 --seed 0 --database sqlite
+	$(BIN)/python -m tests.faults.soak --faults 200 --seed 0 --database postgres
+
 bench: $(READY)  ## measure, print ratios
 	$(BIN)/python -m benchmarks.scheduling
+	$(BIN)/python -m benchmarks.service answers
+	$(BIN)/python -m benchmarks.service crowd --minutes 1
 	$(BIN)/python -m benchmarks.layers --widths 256 1024 --tokens 1024
 	$(BIN)/python -m benchmarks.moe
 

@@ -1,5 +1,6 @@
 """The FastAPI application."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -10,9 +11,14 @@ from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 
-from api import health, searches, structures, trials
-from api.errors import Problem, add_handlers
+from api import events, export, health, metrics, searches, structures, trials, webhooks
+from api.deps import MAX_SESSIONS
+from api.document import complete
+from api.errors import Problem, add_handlers, responses
+from api.idempotency import Flights
 from api.limits import BodyLimit
+from api.metrics import MeteredRequests, Metrics
+from api.requests import RequestIds
 from service.database import Database
 from service.settings import Settings
 
@@ -45,10 +51,16 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.database = database
     app.state.settings = settings
-    for module in (searches, trials, structures, health):
+    app.state.flights = Flights()
+    app.state.turns = asyncio.Semaphore(MAX_SESSIONS)
+    app.state.metrics = Metrics(database)
+    for module in (searches, trials, structures, events, export, webhooks, health, metrics):
         app.include_router(module.router)
     app.add_api_route("/", _root, include_in_schema=False)
+    # The last one is the outermost: what the others refuse has an id, and is counted.
     app.add_middleware(BodyLimit)
+    app.add_middleware(MeteredRequests, metrics=app.state.metrics)
+    app.add_middleware(RequestIds)
     add_handlers(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend the document
     return app
@@ -63,7 +75,7 @@ def _operation_id(route: APIRoute) -> str:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with the problems that we really answer in place of its own validation errors."""
+    """FastAPI's document, with the problems that we really answer in place of its own validation errors, and with links."""
     if app.openapi_schema is None:
         document = FastAPI.openapi(app)
         schemas = document["components"]["schemas"]
@@ -72,4 +84,17 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= problem.pop("$defs")
         schemas["Problem"] = problem
+        for path in document["paths"].values():
+            for operation in path.values():
+                _add_refusals(operation)
+        complete(document)
     return app.openapi_schema or document
+
+
+def _add_refusals(operation: dict[str, Any]) -> None:
+    """What is the same for all endpoints, so that none says so itself: bad parameters, no key, not this often."""
+    said = operation["responses"]
+    statuses = [422] if "HTTPValidationError" in str(said.get("422")) else []
+    if "security" in operation:
+        statuses += [401, 403, 429]
+    said |= {str(status): refusal for status, refusal in responses(*statuses).items()}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints
 
 from einlayers.dims import Dims, Policy
 from einlayers.errors import FieldError
@@ -13,10 +13,12 @@ from einlayers.taxonomy import Family, Taxonomy
 from einlayers.theta import Theta
 from search.checks import Whole
 from search.proxies import ModelCost, ProxySpec
-from search.spec import SearchSpec
+from search.spec import Budget, SearchSpec
 from search.states import AttemptState, SearchState, TrialState
-from service.models import StopReason, Trial
-from service.repositories import Page, RankedStructure
+from search.trial import Outcome
+from service.models import Origin, PauseMode, Reason, Trial
+from service.paging import Page
+from service.rankings import RankedStructure
 from service.searches import SearchDetail
 
 
@@ -37,23 +39,32 @@ class ListOf(Schema, Generic[Item]):
 
 
 class ProgressResource(Schema):
-    """How far a search is."""
+    """How far a search is: trials by state and against the budget (``max_trials`` is null where only time limits them),
+    seconds of wall-clock time that it has run without its pauses, training FLOPs that its trials have reserved."""
 
-    max_trials: int
+    max_trials: int | None
     finished: int
     counts: Mapping[TrialState, int]
     best_loss: float | None
+    seconds: float
+    train_flops: float
+    num_retries: int
 
 
 class SearchResource(Schema):
-    """A search as it was asked for, and where it stands. Times are UTC."""
+    """A search as it was asked for, and where it stands, since when and why. Times are UTC."""
 
     id: str
     name: str
+    owner: str
     state: SearchState
-    reason: StopReason | None
+    reason: Reason | None
+    state_since: datetime
+    pause_mode: PauseMode | None
     waiting_for: str | None
+    runner_id: str | None
     progress: ProgressResource
+    last_event: int
     spec: SearchSpec
     created_at: datetime
     started_at: datetime | None
@@ -62,18 +73,34 @@ class SearchResource(Schema):
     @classmethod
     def of(cls, detail: SearchDetail) -> "SearchResource":
         """The answer for a search."""
-        columns = {name: getattr(detail.search, name) for name in cls.model_fields if name != "progress"}
-        return cls(**columns, progress=ProgressResource.model_validate(detail.progress))
+        search = detail.search
+        own = {"progress", "waiting_for"}
+        columns = {name: getattr(search, name) for name in cls.model_fields.keys() - own}
+        progress = ProgressResource(
+            max_trials=search.spec.budget.num_trials(search.spec.proxy.train_flops),
+            finished=search.num_finished,
+            counts={state: count for state, count in search.counts.items() if count},
+            best_loss=search.best_loss,
+            seconds=detail.seconds,
+            train_flops=search.train_flops,
+            num_retries=search.num_retries,
+        )
+        return cls(**columns, progress=progress, waiting_for=detail.waiting_for)
 
 
 class AttemptResource(Schema):
-    """One run of a trial on one slot; ``seconds`` of wall-clock time."""
+    """One run of a trial on one slot; ``seconds`` of wall-clock time. ``resumed_step``: that of the checkpoint it went on
+    from, 0 where it began anew. ``late``: what it said after it had been given up, which counted for nothing."""
 
     number: int
     state: AttemptState
     slot: str
+    runner_id: str
     reason: str | None
     seconds: float | None
+    resumed_step: int | None
+    late: Outcome | None
+    late_at: datetime | None
     started_at: datetime
     finished_at: datetime | None
 
@@ -85,8 +112,10 @@ class TrialResource(Schema):
     search_id: str
     number: int
     replicate: int
+    origin: Origin
     state: TrialState
     reason: str | None
+    state_since: datetime
     family: Family
     theta: Theta
     width: int
@@ -100,6 +129,9 @@ class TrialResource(Schema):
     seed: int
     history_size: int
     loss: float | None
+    seconds: float | None
+    excluded_at: datetime | None
+    excluded_reason: str | None
     attempts: Sequence[AttemptResource]
     created_at: datetime
     finished_at: datetime | None
@@ -157,9 +189,14 @@ class RankedResource(Schema):
             trial=TrialResource.model_validate(ranked.trial),
         )
 
+    @classmethod
+    def all_of(cls, ranked: Sequence[RankedStructure]) -> "list[RankedResource]":
+        """The answers for structures, best first."""
+        return [cls.of(rank, structure) for rank, structure in enumerate(ranked, start=1)]
+
 
 class BestResource(Schema):
-    """The best structures of a search, best first."""
+    """Structures of a search, best first."""
 
     items: Sequence[RankedResource]
 
@@ -175,10 +212,10 @@ class StructureEstimate(Schema):
 
 
 class EstimateResource(Schema):
-    """What a search would cost in training FLOPs, its dense baseline, and its seeds."""
+    """What a search would cost at most, null where only time limits it, its dense baseline, and its seeds."""
 
-    train_flops: float
-    max_trials: int
+    train_flops: float | None
+    max_trials: int | None
     baseline: StructureEstimate
     seeds: Sequence[StructureEstimate]
 
@@ -207,10 +244,37 @@ class DescribeRequest:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchChanges:
+    """What can be changed of a search that has not ended: its budget, as a whole."""
+
+    budget: Budget
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRequest:
+    """A structure of the user's own, to be trained in a search."""
+
+    theta: SentTheta
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExclusionRequest:
+    """Why a trial is to be left out."""
+
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
 class Health(Schema):
     """Whether the service does its part."""
 
-    status: Literal["ok", "unavailable"]
+    status: Literal["ok", "degraded", "unavailable"]
     checks: Mapping[str, str]
 
 

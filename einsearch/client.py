@@ -5,133 +5,60 @@ with Client("http://127.0.0.1:8000") as client:
 """
 
 import os
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, NotRequired, Self, TypedDict, cast
+from typing import IO, Any, Self, Unpack, cast
 from urllib.parse import quote
 
-import httpx2
-
 from einlayers.theta import AXES, Theta
+from einsearch.answers import (
+    Estimate,
+    Event,
+    ExportFormat,
+    Health,
+    Measurement,
+    NewWebhook,
+    PauseMode,
+    Ranked,
+    Search,
+    Structure,
+    Trial,
+    Webhook,
+    WebhookDetail,
+    WebhookTest,
+)
+from einsearch.filters import StructureFilters, TrialFilters, as_parameters
+from einsearch.patience import Patience
+from einsearch.streaming import copy, follow_events
+from einsearch.transport import Connection, Refused, Unreachable
+
+__all__ = ["DEFAULT_URL", "Client", "Patience", "Refused", "Search", "Trial", "Unreachable"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-
-
-class Progress(TypedDict):
-    """How far a search is."""
-
-    max_trials: int
-    finished: int
-    counts: dict[str, int]
-    best_loss: float | None
-
-
-class Search(TypedDict):
-    """A search as the API answers it; times are ISO 8601 in UTC."""
-
-    id: str
-    name: str
-    state: str
-    reason: str | None
-    waiting_for: str | None
-    progress: Progress
-    spec: dict[str, Any]
-    created_at: str
-    started_at: str | None
-    finished_at: str | None
-
-
-class Attempt(TypedDict):
-    """One run of a trial; ``seconds`` of wall-clock time."""
-
-    number: int
-    state: str
-    slot: str
-    reason: str | None
-    seconds: float | None
-
-
-class Trial(TypedDict):
-    """A structure that was trained; ``macs`` per token, ``loss`` in nats per token."""
-
-    id: str
-    number: int
-    state: str
-    reason: str | None
-    family: str
-    theta: dict[str, float]
-    width: int
-    omega: float
-    psi: float
-    nu: float
-    params: int
-    macs: int
-    seed: int
-    loss: float | None
-    attempts: list[Attempt]
-
-
-class Measurement(TypedDict):
-    """A point of the learning curve; ``loss`` in nats per token, held out."""
-
-    step: int
-    tokens: int
-    train_flops: float
-    loss: float
-
-
-class Replicate(TypedDict):
-    """One of the seeds that a structure was trained from."""
-
-    trial_id: str
-    seed: int
-    loss: float
-
-
-class Ranked(TypedDict):
-    """A structure with its place, the mean loss of its replicates, and the first of its trials."""
-
-    rank: int
-    loss: float
-    loss_sd: float | None
-    replicates: list[Replicate]
-    trial: Trial
-
-
-class Problem(TypedDict):
-    """Why a request was refused (RFC 9457)."""
-
-    status: int
-    code: str
-    detail: str
-    errors: NotRequired[list[dict[str, str]]]
-
-
-class Unreachable(Exception):
-    """Nothing that speaks this API answers at the address."""
-
-
-class Refused(Exception):
-    """The service refused a request; ``problem`` says why, field by field."""
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
-        lines = [problem["detail"], *(f"  {e['pointer'] or '/'}: {e['detail']}" for e in problem.get("errors", []))]
-        super().__init__("\n".join(lines))
+DEFAULT_PATIENCE = Patience()
 
 
 class Client:
-    """A connection to one service.
+    """A connection to one service: at ``url``, or at that of ``EINSEARCH_URL``, or on this machine; as the owner of
+    ``api_key``, or of that in ``EINSEARCH_API_KEY``, or of none.
 
-    Every method raises ``Unreachable`` where no service answers, and ``Refused`` where it says no.
+    Every method raises ``Unreachable`` where no service answers, and ``Refused`` where it says no. Before it does, a
+    request that can be sent twice without harm is sent again, for as long as ``patience`` lasts.
     """
 
-    def __init__(self, url: str | None = None, *, timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float = 30.0,
+        patience: Patience = DEFAULT_PATIENCE,
+    ) -> None:
         self.url = (url or os.environ.get("EINSEARCH_URL") or DEFAULT_URL).rstrip("/")
-        try:
-            self._http = httpx2.Client(base_url=self.url, timeout=timeout)
-        except httpx2.InvalidURL as error:
-            raise Unreachable(f"{self.url!r} is not a URL: {error}") from error
+        key = (api_key or os.environ.get("EINSEARCH_API_KEY") or "").strip()
+        self._patience = patience
+        self._connection = Connection(self.url, key or None, timeout=timeout, patience=patience)
 
     def __enter__(self) -> Self:
         return self
@@ -143,84 +70,173 @@ class Client:
 
     def close(self) -> None:
         """Close the connection."""
-        self._http.close()
+        self._connection.close()
 
-    def submit(self, spec: Mapping[str, Any]) -> Search:
-        """Submit a search; see ``POST /v1/searches`` in the API's documentation for its fields."""
-        return cast(Search, self._call("POST", "/v1/searches", json=spec))
+    def health(self) -> Health | None:
+        """What the service says of itself; asked once, without patience, and None where it does not answer."""
+        return cast(Health | None, self._connection.health())
+
+    def is_ready(self) -> bool:
+        """Whether the service answers and can serve; asked once, without patience."""
+        health = self.health()
+        return health is not None and health["status"] != "unavailable"
+
+    def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Search:
+        """Submit a search; see ``POST /v1/searches`` in the API's documentation for its fields.
+
+        Once, however often it has to be sent: every request has a key of its own. A program that may itself die before
+        the answer comes gives its own ``idempotency_key``, and the same again when it asks anew.
+        """
+        return cast(Search, self._post("/v1/searches", spec, key=idempotency_key or str(uuid.uuid4())))
+
+    def validate(self, spec: Mapping[str, Any]) -> Estimate:
+        """Check a search and estimate its cost without submitting it."""
+        return cast(Estimate, self._post("/v1/searches:validate", spec, repeatable=True))
 
     def search(self, search_id: str) -> Search:
         """One search with its progress."""
-        return cast(Search, self._call("GET", _path("searches", search_id)))
+        return cast(Search, self._get(_path("searches", search_id)))
 
-    def searches(self) -> Iterator[Search]:
-        """All searches, newest first, page by page."""
-        for item in self._items("/v1/searches"):
+    def searches(self, *, owner: str | None = None) -> Iterator[Search]:
+        """All searches, or those of an owner, newest first, page by page."""
+        for item in self._items("/v1/searches", {} if owner is None else {"owner": owner}):
             yield cast(Search, item)
 
-    def trials(self, search_id: str) -> Iterator[Trial]:
-        """The trials of a search, by number."""
-        for item in self._items(f"{_path('searches', search_id)}/trials"):
-            yield cast(Trial, item)
+    def extend(self, search_id: str, budget: Mapping[str, float | None]) -> Search:
+        """Give a search that has not ended another budget, as a whole; it goes on where the new one pays for more."""
+        body = {"budget": dict(budget)}
+        answer = self._connection.call("PATCH", _path("searches", search_id), json=body, repeatable=True)
+        return cast(Search, answer)
 
-    def measurements(self, trial_id: str) -> Iterator[Measurement]:
-        """The learning curve of the trial's latest attempt, by step."""
-        for item in self._items(f"{_path('trials', trial_id)}/measurements"):
-            yield cast(Measurement, item)
-
-    def best(self, search_id: str, *, limit: int = 10) -> list[Ranked]:
-        """The best structures of a search, best first."""
-        answer = self._call("GET", f"{_path('searches', search_id)}/best", params={"limit": limit})
-        return cast(list[Ranked], answer["items"])
-
-    def pause(self, search_id: str) -> Search:
-        """Start no more trials; those that run, run to their end."""
-        return cast(Search, self._call("POST", f"{_path('searches', search_id)}:pause"))
+    def pause(self, search_id: str, mode: PauseMode = "drain") -> Search:
+        """Start no more trials; those that run, run to their end, or write a checkpoint and go on from it later."""
+        return cast(Search, self._post(f"{_path('searches', search_id)}:pause", params={"mode": mode}))
 
     def resume(self, search_id: str) -> Search:
         """Go on after a pause."""
-        return cast(Search, self._call("POST", f"{_path('searches', search_id)}:resume"))
+        return cast(Search, self._post(f"{_path('searches', search_id)}:resume"))
 
     def cancel(self, search_id: str) -> Search:
         """Stop the trials that run and end the search."""
-        return cast(Search, self._call("POST", f"{_path('searches', search_id)}:cancel"))
+        return cast(Search, self._post(f"{_path('searches', search_id)}:cancel"))
+
+    def best(self, search_id: str, *, limit: int = 10) -> list[Ranked]:
+        """The best structures of a search, best first."""
+        answer = self._get(f"{_path('searches', search_id)}/best", {"limit": str(limit)})
+        return cast(list[Ranked], answer["items"])
+
+    def pareto(self, search_id: str, metrics: Sequence[str] = ("loss", "macs")) -> list[Ranked]:
+        """The structures that no other one of the search beats in all of these metrics, by the first of them.
+
+        Of loss, omega, psi, nu, params, macs, seconds; psi is maximised, the others minimised, unless ``:max`` or ``:min``
+        follows.
+        """
+        answer = self._get(f"{_path('searches', search_id)}/pareto", {"metrics": ",".join(metrics)})
+        return cast(list[Ranked], answer["items"])
+
+    def trials(self, search_id: str, **filters: Unpack[TrialFilters]) -> Iterator[Trial]:
+        """The trials of a search that pass the filters, by number or by a metric, page by page."""
+        parameters = as_parameters(filters, TrialFilters)
+        return (cast(Trial, item) for item in self._items(f"{_path('searches', search_id)}/trials", parameters))
+
+    def structures(self, **filters: Unpack[StructureFilters]) -> Iterator[Structure]:
+        """The completed trials of all searches that pass the filters, by loss or another metric, page by page."""
+        parameters = as_parameters(filters, StructureFilters)
+        return (cast(Structure, item) for item in self._items("/v1/structures", parameters))
+
+    def trial(self, trial_id: str) -> Trial:
+        """One trial with its attempts."""
+        return cast(Trial, self._get(_path("trials", trial_id)))
+
+    def measurements(self, trial_id: str) -> Iterator[Measurement]:
+        """The learning curve of the trial's latest attempt, by step."""
+        for item in self._items(f"{_path('trials', trial_id)}/measurements", {}):
+            yield cast(Measurement, item)
+
+    def enqueue(self, search_id: str, theta: Theta, *, idempotency_key: str | None = None) -> Trial:
+        """Add a structure of your own to a search, once; it takes the next place in its budget."""
+        body = {"theta": _exponents(theta)}
+        path = f"{_path('searches', search_id)}/trials"
+        return cast(Trial, self._post(path, body, key=idempotency_key or str(uuid.uuid4())))
+
+    def exclude(self, trial_id: str, reason: str) -> Trial:
+        """Leave a trial out of every answer, and out of what the sampler learns from; it is kept."""
+        return cast(Trial, self._post(f"{_path('trials', trial_id)}:exclude", {"reason": reason}))
+
+    def include(self, trial_id: str) -> Trial:
+        """Undo an exclusion."""
+        return cast(Trial, self._post(f"{_path('trials', trial_id)}:include"))
 
     def describe(self, theta: Theta, d_in: int, d_out: int) -> dict[str, Any]:
         """What follows from a structure and two widths: dims, cost, rank, taxonomy, family, muP rules, the einsum."""
-        body = {"theta": dict(zip(AXES, theta.exponents, strict=True)), "d_in": d_in, "d_out": d_out}
-        return self._call("POST", "/v1/structures:describe", json=body)
+        body = {"theta": _exponents(theta), "d_in": d_in, "d_out": d_out}
+        return self._post("/v1/structures:describe", body, repeatable=True)
 
-    def is_ready(self) -> bool:
-        """Whether the service answers and can serve."""
-        try:
-            return self._http.get("/readyz").status_code == 200
-        except httpx2.HTTPError:
-            return False
+    def events(self, search_id: str, after: int | None = None) -> Iterator[Event]:
+        """What happens in a search, from its first event or after another one, as it happens, until it has ended.
 
-    def _items(self, path: str) -> Iterator[dict[str, Any]]:
-        params: dict[str, str] = {}
+        A connection that breaks is made anew, and goes on where the last one ended: each event comes once, in order.
+        """
+        return follow_events(self._connection, f"{_path('searches', search_id)}/events", after or 0, self._patience)
+
+    def export(self, search_id: str, format: ExportFormat, file: IO[bytes]) -> int:
+        """Write all trials of a search into a file that was opened for bytes; how many it takes."""
+        return copy(self._connection, f"{_path('searches', search_id)}/export", {"format": format}, file)
+
+    def create_webhook(
+        self, url: str, *, search_id: str | None = None, kinds: Sequence[str] = ("search.state",)
+    ) -> NewWebhook:
+        """Have events of a search, or of all of yours, sent to ``url``. Keep the secret that signs them."""
+        body = {"url": url, "search_id": search_id, "kinds": list(kinds)}
+        return cast(NewWebhook, self._post("/v1/webhooks", body, key=str(uuid.uuid4())))
+
+    def webhooks(self) -> Iterator[Webhook]:
+        """Your webhooks, newest first."""
+        for item in self._items("/v1/webhooks", {}):
+            yield cast(Webhook, item)
+
+    def webhook(self, webhook_id: str) -> WebhookDetail:
+        """One of your webhooks, and how far it has been told."""
+        return cast(WebhookDetail, self._get(_path("webhooks", webhook_id)))
+
+    def test_webhook(self, webhook_id: str) -> WebhookTest:
+        """Send a signed test to a webhook now; what came of it."""
+        return cast(WebhookTest, self._post(f"{_path('webhooks', webhook_id)}:test"))
+
+    def delete_webhook(self, webhook_id: str) -> None:
+        """Send nothing more to a webhook."""
+        self._connection.call("DELETE", _path("webhooks", webhook_id), repeatable=False)
+
+    def _items(self, path: str, parameters: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        token: dict[str, str] = {}
         while True:
-            page = self._call("GET", path, params=params)
+            page = self._get(path, {**parameters, **token})
             yield from page["items"]
             if page["next_page_token"] is None:
                 return
-            params = {"page_token": page["next_page_token"]}
+            token = {"page_token": page["next_page_token"]}
 
-    def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        try:
-            response = self._http.request(method, path, **options)
-            body = response.json()
-        except httpx2.HTTPError as error:
-            raise Unreachable(f"no einsearch service answers at {self.url}: {error}") from error
-        except ValueError as error:
-            raise Unreachable(f"what answers at {self.url} is not einsearch: no JSON came") from error
-        if response.is_error:
-            if not isinstance(body, dict) or "code" not in body:
-                raise Unreachable(f"what answers at {self.url} is not einsearch: HTTP {response.status_code}")
-            raise Refused(cast(Problem, body))
-        return cast(dict[str, Any], body)
+    def _get(self, path: str, parameters: Mapping[str, str] | None = None) -> dict[str, Any]:
+        return self._connection.call("GET", path, params=parameters, repeatable=True)
+
+    def _post(
+        self,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        params: Mapping[str, str] | None = None,
+        key: str | None = None,
+        repeatable: bool = False,
+    ) -> dict[str, Any]:
+        headers = None if key is None else {"Idempotency-Key": key}
+        repeatable = repeatable or key is not None
+        return self._connection.call("POST", path, json=body, params=params, headers=headers, repeatable=repeatable)
 
 
 def _path(kind: str, identifier: str) -> str:
     # An id is one segment of the path, whatever somebody typed for it.
     return f"/v1/{kind}/{quote(identifier, safe='')}"
+
+
+def _exponents(theta: Theta) -> dict[str, float]:
+    return dict(zip(AXES, theta.exponents, strict=True))

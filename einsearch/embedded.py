@@ -1,4 +1,4 @@
-"""The embedded service: API, runner and a local Ray as processes of one command, which looks after them.
+"""The embedded service: API, runners and a local Ray as processes of one command, which looks after them.
 
 The processes keep everything that matters in the database, so each can be killed at any time: what is dead is started
 again. They end when this process ends, in whatever way it does, because it holds the pipe that each of them listens to.
@@ -17,23 +17,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from einsearch.children import CannotStart, Child, end
 from einsearch.client import Client
 
 _READY_WITHIN = 90.0
-_RAY_WITHIN = 60.0
-_STOP_WITHIN = 15.0
+_RAY_WITHIN = 120.0
 _TEND_EVERY = 0.3
-_LONGEST_PAUSE = 10.0
-
-
-class CannotStart(Exception):
-    """The service cannot be started; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,18 +39,7 @@ class Options:
     port: int = 8000
     slots: int | None = None
     gpus: int | None = None
-
-
-@dataclass(slots=True)
-class _Child:
-    """A process that we look after: how it is started, its log, how often it has died."""
-
-    name: str
-    command: list[str]
-    log: Path
-    process: "subprocess.Popen[bytes] | None" = None
-    deaths: int = 0
-    not_before: float = field(default=0.0)
+    runners: int = 1
 
 
 class Embedded:
@@ -70,7 +53,9 @@ class Embedded:
         self._options = options
         self._say = say
         self._home = options.home.absolute()
-        self._children: list[_Child] = []
+        self._api: Child | None = None
+        self._ray: Child | None = None
+        self._runners: list[Child] = []
         self._closing = threading.Event()
         self._tender = threading.Thread(target=self._tend, daemon=True, name="tender")
         self.url = ""
@@ -79,8 +64,11 @@ class Embedded:
         self.token_file = options.home / "ray-token"
 
     def __enter__(self) -> Self:
-        self._home.mkdir(parents=True, exist_ok=True)
-        self._lock = self._take_home()
+        try:
+            self._home.mkdir(parents=True, exist_ok=True)
+            self._lock = self._take_home()
+        except OSError as error:
+            raise CannotStart(f"cannot use {self._options.home} as a home: {error.strerror}") from error
         try:
             self._start()
         except BaseException:
@@ -107,12 +95,23 @@ class Embedded:
         self._lock.truncate(0)
         self._lock.write(json.dumps({"url": self.url, "pid": os.getpid()}))
         self._lock.flush()
-        api = self._launch("api", [sys.executable, "-m", "api"])
+        # The API first: it refuses to listen where nobody could use it, or anybody.
+        self._api = self._launch("api", [sys.executable, "-m", "api"])
+        try:
+            self._api.await_up(self._is_ready, _READY_WITHIN)
+        except CannotStart as error:
+            home = self._options.home
+            raise CannotStart(
+                f"{error}\nThe home of this service is {home}; other commands take it as --home"
+            ) from error
         self._ray = self._launch("ray", self._ray_command(dashboard_port))
-        self._await(api, lambda: self._is_ready(), _READY_WITHIN)
-        self._await(self._ray, lambda: bool(self._ray_address()), _RAY_WITHIN)
+        self._ray.await_up(lambda: bool(self._ray_address()), _RAY_WITHIN)
         self._environment["EINSEARCH_RAY_ADDRESS"] = self._ray_address()
-        self._runner = self._launch("runner", [sys.executable, "-m", "service.runner"])
+        for number in range(1, self._options.runners + 1):
+            name = "runner" if number == 1 else f"runner-{number}"
+            self._runners.append(self._launch(name, [sys.executable, "-m", "service.runner"]))
+        # Who submits before there is a runner is told that there is none.
+        self._runners[0].await_up(self._has_runner, _READY_WITHIN)
 
     def _take_home(self) -> IO[str]:
         lock = (self._home / "up.lock").open("a+")
@@ -189,65 +188,54 @@ class Embedded:
         with Client(self.url, timeout=2) as client:
             return client.is_ready()
 
-    def _launch(self, name: str, command: list[str]) -> _Child:
+    def _has_runner(self) -> bool:
+        with Client(self.url, timeout=2) as client:
+            health = client.health()
+        return health is not None and health["checks"].get("runner") == "ok"
+
+    def _launch(self, name: str, command: list[str]) -> Child:
         logs = self._home / "logs"
         logs.mkdir(exist_ok=True)
-        child = _Child(name=name, command=command, log=logs / f"{name}.log")
-        self._children.append(child)
-        self._spawn(child)
+        child = Child(name=name, command=command, log=logs / f"{name}.log")
+        child.spawn(self._environment)
         return child
 
-    def _spawn(self, child: _Child) -> None:
-        with child.log.open("ab") as log:
-            child.process = subprocess.Popen(
-                child.command,
-                env=self._environment,
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for us; we tell the others in good order
-            )
-
-    def _await(self, child: _Child, is_up: Callable[[], bool], within: float) -> None:
-        deadline = time.monotonic() + within
-        while not is_up():
-            assert child.process is not None
-            if child.process.poll() is not None or time.monotonic() > deadline:
-                raise CannotStart(f"{child.name} did not start; the end of {child.log} says:\n{_tail(child.log)}")
-            time.sleep(0.1)
+    @property
+    def _children(self) -> list[Child]:
+        return [child for child in (self._api, self._ray, *self._runners) if child is not None]
 
     def _tend(self) -> None:
         """Start again what has died, after a pause that grows with every death."""
         while not self._closing.wait(_TEND_EVERY):
             for child in self._children:
-                assert child.process is not None
-                if child.process.poll() is None:
+                if (status := child.status) is None:
                     continue
-                if child.not_before == 0.0:
-                    pause = min(_LONGEST_PAUSE, 0.2 * 2**child.deaths)
-                    child.deaths += 1
-                    child.not_before = time.monotonic() + pause
-                    self._say(
-                        f"{child.name} ended ({_how(child.process.returncode)}); starting it again, see {child.log}"
-                    )
+                if child.not_before is None:
+                    child.schedule()
+                    self._say(f"{child.name} ended ({_how(status)}); starting it again, see {child.log}")
                 elif time.monotonic() >= child.not_before:
-                    child.not_before = 0.0
-                    try:
-                        self._restart(child)
-                    except CannotStart as error:
-                        self._say(str(error))
+                    self._restart(child)
 
-    def _restart(self, child: _Child) -> None:
-        _kill_rest(child)
+    def _restart(self, child: Child) -> None:
+        child.kill_rest()
         if child is self._ray:
-            self._renew_ray_dir()
-        self._spawn(child)
-        if child is self._ray:
-            self._await(child, lambda: bool(self._ray_address()), _RAY_WITHIN)
-            self._environment["EINSEARCH_RAY_ADDRESS"] = self._ray_address()
-            # The runner would notice within a minute that its cluster is gone; the next one finds the new cluster at once.
-            assert self._runner.process is not None
-            self._runner.process.kill()
+            self._restart_ray(child)
+        else:
+            child.spawn(self._environment)
+
+    def _restart_ray(self, ray: Child) -> None:
+        self._renew_ray_dir()
+        ray.spawn(self._environment)
+        try:
+            ray.await_up(lambda: bool(self._ray_address()), _RAY_WITHIN)
+        except CannotStart as error:
+            self._say(str(error))
+            ray.kill()
+            return
+        self._environment["EINSEARCH_RAY_ADDRESS"] = self._ray_address()
+        # The runners would notice within a minute that their cluster is gone; the next ones find the new one at once.
+        for runner in self._runners:
+            runner.kill()
 
     def _renew_ray_dir(self) -> None:
         shutil.rmtree(self._ray_dir, ignore_errors=True)
@@ -257,35 +245,15 @@ class Embedded:
         self._closing.set()
         if self._tender.is_alive():
             self._tender.join(_RAY_WITHIN)
-        # The runner first: it must not see its slots die and take them for lost.
-        for child in reversed(self._children):
-            _end(child)
+        # The runners first: they must not see their slots die and take them for lost.
+        end(self._runners)
+        for child in (self._ray, self._api):
+            if child is not None:
+                end([child])
         if hasattr(self, "_ray_dir"):
             shutil.rmtree(self._ray_dir, ignore_errors=True)
         self._lock.truncate(0)
         self._lock.close()
-
-
-def _end(child: _Child) -> None:
-    process = child.process
-    if process is None:
-        return
-    process.terminate()
-    try:
-        process.wait(_STOP_WITHIN)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    _kill_rest(child)
-    if process.stdin:
-        process.stdin.close()
-
-
-def _kill_rest(child: _Child) -> None:
-    """End what a dead child has left behind: it was the leader of a group of its own."""
-    assert child.process is not None
-    with suppress(ProcessLookupError):
-        os.killpg(child.process.pid, signal.SIGKILL)
 
 
 def _free_port(host: str, *, preferred: int = 0) -> int:
@@ -293,10 +261,11 @@ def _free_port(host: str, *, preferred: int = 0) -> int:
         with socket.socket(_family(host)) as probe:
             try:
                 probe.bind((host, port))
-            except OSError:
+            except OSError as error:
+                reason = error.strerror
                 continue
             return int(probe.getsockname()[1])
-    raise CannotStart(f"there is no free port on {host}")
+    raise CannotStart(f"cannot listen on {host}: {reason}")
 
 
 def _check_free(host: str, port: int) -> None:
@@ -322,7 +291,3 @@ def _browsable(host: str) -> str:
 
 def _how(status: int) -> str:
     return f"exit {status}" if status >= 0 else signal.Signals(-status).name
-
-
-def _tail(path: Path, lines: int = 15) -> str:
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])

@@ -1,61 +1,44 @@
-"""What the command line shows: progress bars, tables, a structure on paper."""
+"""What the command line shows: tables, a structure on paper, a line for an event."""
 
-import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from einlayers.theta import AXES, Theta
-from einsearch.client import Client, Ranked, Search
-
-POLL_SECONDS = 0.5
-FINAL_STATES = frozenset({"COMPLETED", "CANCELLED", "FAILED"})
+from einsearch.answers import Event, Ranked, Search
+from einsearch.words import local_time, loss_of, state_of, trials_of
 
 
 def make_console() -> Console:
     """A console that is wide enough for the tables where it is no terminal, such as in a pipe or in CI."""
-    console = Console()
-    return console if console.is_terminal else Console(width=150)
-
-
-def follow(client: Client, search_ids: Sequence[str], console: Console) -> list[Search]:
-    """Show a bar for each search until all have ended; the searches as they are then."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TextColumn("best loss {task.fields[best]}"),
-        TextColumn("{task.fields[left]}"),
-    )
-    # Where there is no terminal to redraw a bar on, such as in CI, a new line tells of every step.
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bars = {search_id: progress.add_task("", total=None, best="-", left="") for search_id in search_ids}
-        told: list[Search] = []
-        while True:
-            found = [client.search(search_id) for search_id in search_ids]
-            for search in found:
-                _update(progress, bars[search["id"]], search)
-            if not console.is_terminal and [s["progress"] for s in found] != [s["progress"] for s in told]:
-                console.print(progress.get_renderable())
-                told = found
-            if all(search["state"] in FINAL_STATES for search in found):
-                return found
-            time.sleep(POLL_SECONDS)
+    # Names are anybody's: what looks like markup in one is to be seen, not obeyed.
+    console = Console(markup=False, emoji=False)
+    return console if console.is_terminal else Console(markup=False, emoji=False, width=150)
 
 
 def show_best(console: Console, search: Search, ranked: Sequence[Ranked]) -> None:
     """The best structures of a search as a table."""
+    _show_ranked(console, search, ranked, f"Best structures of {_named(search)}")
+
+
+def show_pareto(console: Console, search: Search, ranked: Sequence[Ranked], metrics: Sequence[str]) -> None:
+    """The structures of a search that no other beats in all of some metrics, as a table."""
+    title = f"Structures of {_named(search)} that no other beats in all of {', '.join(metrics)}"
+    _show_ranked(console, search, ranked, title)
+
+
+def _named(search: Search) -> str:
+    return f"{search['name']} ({search['id']})"
+
+
+def _show_ranked(console: Console, search: Search, ranked: Sequence[Ranked], title: str) -> None:
     if not ranked:
         console.print(f"{search['name']}: no structure has been trained to the end yet.")
         return
-    table = Table(
-        title=f"Best structures of {search['name']} ({search['id']})", box=box.SIMPLE_HEAD, title_justify="left"
-    )
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     for heading, justify in _BEST_COLUMNS:
         table.add_column(heading, justify=justify, no_wrap=heading not in ("theta", "seed"), overflow="fold")  # type: ignore[arg-type]  # rich's literal
     for item in ranked:
@@ -66,25 +49,46 @@ def show_best(console: Console, search: Search, ranked: Sequence[Ranked]) -> Non
     )
 
 
-def show_searches(console: Console, searches: Sequence[Search]) -> None:
-    """The searches as a table."""
+def show_searches(console: Console, searches: Sequence[Search], owner: str | None = None) -> None:
+    """The searches, of everybody or of one owner, as a table."""
+    if not searches and owner is not None:
+        console.print(f"There is no search of {owner}. See all of them with: einsearch searches")
+        return
     if not searches:
         console.print("There is no search yet. Submit one: einsearch submit examples/first_search.json")
         return
+    # Where everybody is one, nobody needs to be told apart.
+    with_owners = len({search["owner"] for search in searches}) > 1
     table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("id", "name", "state", "trials", "best loss", "created"):
+    for heading in ("id", "name", *(["owner"] if with_owners else []), "state", "trials", "best loss", "created"):
         table.add_column(heading, no_wrap=True)
     for search in searches:
-        progress = search["progress"]
         table.add_row(
             search["id"],
             search["name"],
-            _state(search),
-            f"{progress['finished']}/{progress['max_trials']}",
-            _loss(progress["best_loss"]),
-            _time(search["created_at"]).astimezone().strftime("%Y-%m-%d %H:%M"),
+            *([search["owner"]] if with_owners else []),
+            state_of(search),
+            trials_of(search),
+            loss_of(search["progress"]["best_loss"]),
+            local_time(search["created_at"]),
         )
     console.print(table)
+
+
+def event_line(event: Event) -> str:
+    """An event in one line: its number, when, what, of which trial, and the rest."""
+    data = {name: value for name, value in event["data"].items() if value is not None and name != "number"}
+    rest = " ".join(f"{name}={_flat(value)}" for name, value in data.items())
+    when = local_time(event["at"], "%Y-%m-%d %H:%M:%S")
+    return f"{event['number']:>6}  {when}  {event['kind']:<14}  {event['trial_id'] or '-':<16}  {rest}".rstrip()
+
+
+def _flat(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ",".join(f"{name}:{_flat(inner)}" for name, inner in value.items() if inner is not None)
+    return " ".join(str(value).split())
 
 
 def show_description(console: Console, description: dict[str, Any]) -> None:
@@ -147,38 +151,3 @@ def _best_row(item: Ranked) -> list[str]:
         f"{item['loss']:.4f}{spread}",
         ", ".join(str(replicate["seed"]) for replicate in item["replicates"]),
     ]
-
-
-def _update(progress: Progress, bar: TaskID, search: Search) -> None:
-    done = search["progress"]
-    progress.update(
-        bar,
-        description=search["name"],
-        total=done["max_trials"],
-        completed=done["finished"],
-        best=_loss(done["best_loss"]),
-        left=search["waiting_for"] or (_time_left(search) if search["state"] == "RUNNING" else _state(search).lower()),
-    )
-
-
-def _time_left(search: Search) -> str:
-    done = search["progress"]
-    if not search["started_at"] or not done["finished"]:
-        return "time left: not known yet"
-    elapsed = (datetime.now(UTC) - _time(search["started_at"])).total_seconds()
-    seconds = int(max(0.0, elapsed / done["finished"] * (done["max_trials"] - done["finished"])))
-    minutes, seconds = divmod(seconds, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02} left" if hours else f"{minutes}:{seconds:02} left"
-
-
-def _state(search: Search) -> str:
-    return f"{search['state']} ({search['reason']})" if search["reason"] else search["state"]
-
-
-def _loss(loss: float | None) -> str:
-    return "-" if loss is None else f"{loss:.4f}"
-
-
-def _time(text: str) -> datetime:
-    return datetime.fromisoformat(text)

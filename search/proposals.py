@@ -6,6 +6,7 @@ structure that the search has already. Its randomness is H(search seed, n), so i
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
@@ -25,12 +26,16 @@ spread over the whole space. When these are all refused too, the space counts as
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastTrial:
-    """A trial as the next proposal sees it; the history lists them in order of their number."""
+    """A trial as the next proposal sees it; the history lists them in order of their number.
+
+    One that was ``excluded`` is known, and not tried again by the search itself, but its loss teaches nothing.
+    """
 
     theta: Theta
     digest: str
     state: TrialState
     loss: float | None
+    excluded: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,21 +54,34 @@ MakeSampler = Callable[[], Sampler]
 
 def propose(spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler) -> Proposal | None:
     """The next proposal, number ``len(history)``; None where nothing new is left to try within the constraints."""
+    lacking = _lacking_replicates(history, spec.replicates)
+    structure = structure_of(lacking.theta, spec.proxy) if lacking else _next_structure(spec, history, make_sampler)
+    return None if structure is None else proposal_of(structure, spec, history)
+
+
+def proposal_of(structure: Structure, spec: SearchSpec, history: Sequence[PastTrial]) -> Proposal:
+    """The proposal to train ``structure`` next, once more where the history has it already."""
     number = len(history)
-    replicate = number % spec.replicates
-    if replicate:
-        structure: Structure | None = structure_of(history[number - replicate].theta, spec.proxy)
-    else:
-        structure = _next_structure(spec, history, make_sampler)
-    if structure is None:
-        return None
     return Proposal(
         number=number,
-        replicate=replicate,
+        replicate=sum(past.digest == structure.digest for past in history),
         structure=structure,
-        seed=derive_seed(spec.sampler.seed, "training", number),
+        seed=training_seed(spec, number),
         history_size=sum(past.state.is_final for past in history),
     )
+
+
+def training_seed(spec: SearchSpec, number: int) -> int:
+    """The seed that trial ``number`` of a search is trained from."""
+    return derive_seed(spec.sampler.seed, "training", number)
+
+
+def _lacking_replicates(history: Sequence[PastTrial], replicates: int) -> PastTrial | None:
+    """The first structure that has been tried less often than wanted."""
+    if replicates == 1:
+        return None
+    times = Counter(past.digest for past in history)
+    return next((past for past in history if times[past.digest] < replicates), None)
 
 
 def derive_seed(seed: int, purpose: str, *numbers: int) -> int:
@@ -114,6 +132,10 @@ def _seen(spec: SearchSpec, history: Sequence[PastTrial]) -> tuple[list[Observat
     """The history in the sampler's coordinates, without designs from outside of the subspace."""
     subspace = SUBSPACES[spec.space.subspace]
     placed = [(past, subspace.to_unit(past.theta)) for past in history]
-    observed = [Observation(unit=unit, loss=past.loss) for past, unit in placed if unit and past.state.is_final]
+    observed = [
+        Observation(unit=unit, loss=past.loss)
+        for past, unit in placed
+        if unit and past.state.is_final and not past.excluded
+    ]
     pending = [unit for past, unit in placed if unit and not past.state.is_final]
     return observed, pending

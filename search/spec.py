@@ -131,14 +131,37 @@ class Objective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """When a search ends: after exactly ``max_trials`` trials."""
+    """When a search ends: at the first of these limits. At least one of the first three is given.
 
-    max_trials: Whole
+    ``max_trials`` trials; ``max_seconds`` of wall-clock time, pauses not counted, when trials that run are stopped;
+    ``max_train_flops`` training FLOPs over all trials, reserved when a trial is created, so that the last one still fits;
+    ``max_failures`` trials that failed by a fault of the code or of its machine.
+    """
+
+    max_trials: Whole | None = None
+    max_seconds: Number | None = None
+    max_train_flops: Number | None = None
+    max_failures: Whole = 10
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        check_whole("max_trials", self.max_trials, 1, 100_000)
+        if self.max_trials is not None:
+            check_whole("max_trials", self.max_trials, 1, 100_000)
+        if self.max_seconds is not None:
+            check_number("max_seconds", self.max_seconds, 1, 1e9)
+        if self.max_train_flops is not None:
+            check_number("max_train_flops", self.max_train_flops, 1e6, 1e26)
+        check_whole("max_failures", self.max_failures, 1, 100_000)
+        if self.max_trials is None and self.max_seconds is None and self.max_train_flops is None:
+            raise FieldError("max_trials", expected="max_trials, max_seconds or max_train_flops to be given", got=None)
+
+    def num_trials(self, train_flops: float) -> int | None:
+        """How many trials of ``train_flops`` each it pays for; None where only time limits them."""
+        # A hair more than the quotient: three times a third of the budget is the budget.
+        paid = None if self.max_train_flops is None else int(self.max_train_flops / train_flops * (1 + 1e-9))
+        limits = [limit for limit in (self.max_trials, paid) if limit is not None]
+        return min(limits) if limits else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +213,12 @@ class SearchSpec:
             raise FieldError("name", expected="1 to 200 printable characters", got=self.name[:300])
         if len(self.objectives) != 1:
             raise FieldError("objectives", expected="exactly one objective", got=f"{len(self.objectives)} objectives")
+        if self.budget.num_trials(self.proxy.train_flops) == 0:
+            raise FieldError(
+                "budget",
+                expected=f"max_train_flops for at least one trial, which takes {self.proxy.train_flops:g}",
+                got=self.budget.max_train_flops,
+            )
         check_whole("replicates", self.replicates, 1, 100)
         check_whole("concurrency", self.concurrency, 1, 1024)
 

@@ -63,11 +63,14 @@ class TrialState(State):
 
 
 class AttemptState(State):
-    """One run of a trial on one slot: it ended with an outcome, was lost with its slot, or was cancelled."""
+    """One run of a trial on one slot. ``ENDED``: with the outcome that ended its trial. The other ends but ``CANCELLED``
+    send the trial back to wait for its next attempt: the slot was lost, ran out of memory, or wrote a checkpoint."""
 
     RUNNING = "RUNNING"
     ENDED = "ENDED"
     LOST = "LOST"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    CHECKPOINTED = "CHECKPOINTED"
     CANCELLED = "CANCELLED"
 
 

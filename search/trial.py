@@ -40,18 +40,22 @@ class OutcomeKind(StrEnum):
     COMPLETED = "COMPLETED"
     INFEASIBLE = "INFEASIBLE"
     FAILED = "FAILED"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    CHECKPOINTED = "CHECKPOINTED"
     CANCELLED = "CANCELLED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The end of a training run: a finite loss, or the reason why there is none; its curve; its time in seconds."""
+    """The end of a training run: a finite loss, or the reason why there is none; its curve; its time in seconds; the step
+    of the checkpoint that it continued from, 0 where it began anew."""
 
     kind: OutcomeKind
     loss: float | None = None
     reason: str | None = None
     curve: tuple[Report, ...] = ()
     seconds: float = 0.0
+    resumed_step: int = 0
 
     def __post_init__(self) -> None:
         if (self.kind is OutcomeKind.COMPLETED) != (self.loss is not None and math.isfinite(self.loss)):
@@ -73,6 +77,16 @@ class Outcome:
     def failed(cls, reason: str) -> "Outcome":
         """The code raised: ``reason`` is the traceback."""
         return cls(kind=OutcomeKind.FAILED, reason=reason)
+
+    @classmethod
+    def out_of_memory(cls, reason: str, *, curve: tuple[Report, ...] = (), seconds: float = 0.0) -> "Outcome":
+        """The device, or the machine, had no memory left for the run."""
+        return cls(kind=OutcomeKind.OUT_OF_MEMORY, reason=reason, curve=curve, seconds=seconds)
+
+    @classmethod
+    def checkpointed(cls, *, curve: tuple[Report, ...] = (), seconds: float = 0.0) -> "Outcome":
+        """The run was told to write a checkpoint and to stop; another run can continue from there."""
+        return cls(kind=OutcomeKind.CHECKPOINTED, reason="wrote a checkpoint on request", curve=curve, seconds=seconds)
 
     @classmethod
     def cancelled(cls, *, curve: tuple[Report, ...] = (), seconds: float = 0.0) -> "Outcome":

@@ -13,6 +13,15 @@ _BUSY_TIMEOUT_MS = 15_000
 """How long an SQLite writer waits for another; longer than any transaction here, shorter than a client's patience."""
 
 
+_POSTGRES_LIMITS = {
+    "connect_timeout": 5,
+    # A process that is stopped in the middle of a transaction, or whose machine is gone, must not hold its locks for ever.
+    "options": "-c statement_timeout=30s -c idle_in_transaction_session_timeout=10s",
+    **{"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3},
+}
+"""No answer of a Postgres is waited for without end."""
+
+
 class Database:
     """One database; ``read()`` and ``write()`` are its transactions, and its only ones."""
 
@@ -29,7 +38,7 @@ class Database:
             # otherwise. A transaction that is going to write therefore takes the write lock when it begins.
             self._writer: Engine = self.engine.execution_options(begin="BEGIN IMMEDIATE")
         else:
-            self.engine = self._writer = create_engine(parsed, pool_pre_ping=True)
+            self.engine = self._writer = create_engine(parsed, pool_pre_ping=True, connect_args=_POSTGRES_LIMITS)
             # By default every statement of a transaction sees what was committed before it, not before the transaction.
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 

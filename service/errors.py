@@ -1,16 +1,47 @@
 """What a use case refuses, with the HTTP status that says so; rendered in ``api/errors.py`` and nowhere else."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
+from types import MappingProxyType
 from typing import ClassVar
 
 from einlayers.errors import FieldError
 
 
 class ServiceError(Exception):
-    """A request that is understood and refused."""
+    """A request that is understood and refused; ``headers`` go with the answer."""
 
     status_code: ClassVar[int]
     code: ClassVar[str]
+    headers: Mapping[str, str] = MappingProxyType({})
+
+
+class Unauthorized(ServiceError):
+    """Nobody knows who asks: there is no key where one is needed, or it is none of ours, or not any more."""
+
+    status_code = 401
+    code = "unauthorized"
+    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
+
+
+class Forbidden(ServiceError):
+    """Who asks is known and may not do this."""
+
+    status_code = 403
+    code = "forbidden"
+
+
+class TooMany(ServiceError):
+    """Who asks has had what is allowed for now, and may ask again in ``retry_after`` seconds."""
+
+    status_code = 429
+    code = "too_many_requests"
+
+    def __init__(self, detail: str, *, retry_after: float) -> None:
+        super().__init__(detail)
+        self.retry_after = max(1, ceil(retry_after))
+        self.headers = {"Retry-After": str(self.retry_after)}
 
 
 class NotFound(ServiceError):
@@ -28,6 +59,18 @@ class WrongState(ServiceError):
 
     status_code = 409
     code = "wrong_state"
+
+
+class BudgetExhausted(ServiceError):
+    """The budget of the search pays for no further trial."""
+
+    status_code = 409
+    code = "budget_exhausted"
+
+    def __init__(self, search_id: str) -> None:
+        super().__init__(
+            f"search {search_id} has all the trials that its budget pays for; extend it with PATCH /v1/searches/{search_id}"
+        )
 
 
 class BadPageToken(ServiceError):

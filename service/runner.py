@@ -1,178 +1,338 @@
-"""The runner: asks for proposals, gives trials to slots, records what comes of them.
+"""The runner: claims searches, asks for proposals, gives trials to slots, records what comes of them.
 
 It keeps nothing that matters: the database knows which attempt runs where before a slot hears of it, and the slots know
-what they run. Killed at any instant and started again, it puts both together and goes on.
+what they run. Killed at any instant, by whatever, it is replaced by any other runner, which claims its searches once its
+lease is over, adopts the slots that still run, and goes on. Nothing that it does needs a clean end.
 """
 
 import logging
 import signal
+import sys
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from math import ceil
 
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
 from search.proposals import Proposal, propose
 from search.samplers.registry import make_sampler
+from search.spec import Resources
 from search.states import SearchState, TrialState
 from search.trial import TrialSpec
-from service import repositories, searches, trials
+from service import leases, logs, repositories, searches, trials
+from service.clock import now
 from service.database import Database
-from service.exclusive import only_runner
-from service.models import Search, StopReason, Trial
+from service.history import History
+from service.idempotency import forget_old
+from service.leases import Lease, LeaseLost
+from service.models import PauseMode, Reason, RunnerStats, Search, Trial
+from service.models import Runner as RunnerRow
 from service.parent import stop_with_parent
-from service.repositories import Progress as SearchProgress
 from service.settings import Settings
-from workers.pool import Assignment, Event, Finished, Lost, Pool, Progress
+from service.transitions import move_search, move_trial
+from service.webhooks import WebhookSender
+from workers.pool import Assignment, Event, Finished, Lost, Pool, PoolGone, Progress
 from workers.workspace import Workspace
 
 IDLE_SECONDS = 0.2
 """How long a turn waits for news from the slots; a new search or a cancellation is seen after at most this."""
 
-LATE_CALL_SECONDS = 0.5
-"""How long a call to a slot may take to arrive after the runner that sent it was killed; it takes milliseconds."""
+LEASE_SECONDS = 6.0
+"""How long a runner may be silent before others take over what it holds."""
 
-_ACTIVE = (SearchState.QUEUED, SearchState.RUNNING, SearchState.STOPPING)
+_BEATS_PER_LEASE = 5
+_LONGEST_PAUSE = 5.0
+"""Seconds between two tries to reach a database that does not answer, at most."""
+
+_NO_ANSWER = (OperationalError, InterfaceError)
+"""What a database raises that is away, full, or busy for too long."""
 
 logger = logging.getLogger(__name__)
 
 
 class Runner:
-    """Carries the searches of one database out on one pool, turn by turn."""
+    """Carries searches of one database out on one pool, turn by turn, beside any number of other runners."""
 
-    def __init__(self, database: Database, pool: Pool) -> None:
+    def __init__(self, database: Database, pool: Pool, runner_id: str, lease_seconds: float = LEASE_SECONDS) -> None:
+        self.id = runner_id
+        self.stats = RunnerStats()
         self._database = database
         self._pool = pool
-        self._recover()
+        self._lease_seconds = lease_seconds
+        self._next_beat = 0.0
+        self._leases: dict[str, Lease] = {}
+        self._searches: dict[str, Search] = {}
+        self._histories: dict[str, History] = {}
+        self._unrecorded: list[Event] = []
+        self._waits_for_slots = False
 
     def run(self, stop: threading.Event) -> None:
-        """Take turns until told to stop."""
-        while not stop.is_set():
-            self.turn(IDLE_SECONDS)
+        """Take turns until told to stop; a database that does not answer is waited for."""
+        pause = 0.0
+        while not stop.wait(pause):
+            try:
+                self.turn(IDLE_SECONDS)
+                pause = 0.0
+            except LeaseLost as lost:
+                logger.warning("%s", lost)
+            except _NO_ANSWER as error:
+                pause = min(_LONGEST_PAUSE, 2 * pause or 0.25)
+                logger.warning("the database does not answer, next try in %.2g s: %s", pause, error.orig)
+                self._next_beat = 0.0
+        self._leave()
 
     def turn(self, timeout: float) -> bool:
-        """Stop what is to stop, start what can start, record what happened; whether any search is active."""
-        with self._database.read() as session:
-            active = repositories.searches_in(session, _ACTIVE)
-        for search in active:
-            if search.state is SearchState.STOPPING:
-                self._wind_down(search.id)
-        self._fill_slots([search.id for search in active if search.state is not SearchState.STOPPING])
-        for event in self._pool.wait(timeout):
-            self._record(event)
-        return bool(active)
+        """Stop what is to stop, start what can start, record what happened; whether this runner holds any search."""
+        if time.monotonic() >= self._next_beat:
+            self._beat()
+            self._next_beat = time.monotonic() + self._lease_seconds / _BEATS_PER_LEASE
+        if self._look():
+            self._claim()
+        for search in list(self._searches.values()):
+            self._steer(search)
+        self._fill_slots()
+        self._unrecorded += self._pool.wait(0 if self._unrecorded else timeout)
+        self._record_all()
+        return bool(self._leases)
 
-    def _recover(self) -> None:
-        """Bring database and slots to one account of what runs."""
-        with self._database.read() as session:
-            known = {attempt.id for attempt in repositories.running_attempts(session)}
-        held = self._pool.assignments()
-        if known - held.keys():
-            # An earlier runner may have been killed while its last call was on the way to a slot.
-            time.sleep(LATE_CALL_SECONDS)
-            held = self._pool.assignments()
+    def _beat(self) -> None:
+        """Renew the lease, share the slots of the cluster with other runners, look after what runs."""
         with self._database.write() as session:
-            for attempt_id in known - held.keys():
-                trials.record_loss(session, attempt_id, "no slot knew of it when the runner started")
-        for key in held.keys() - known:
-            self._pool.stop(key)
-        if known:
-            logger.info(
-                "took over %d running attempts, %d were lost", len(known & held.keys()), len(known - held.keys())
-            )
+            self.stats = self._current_stats().found_ray("ok", now(session))
+            leases.renew(session, self.id, self._lease_seconds, self.stats)
+            alive = leases.alive(session)
+            forget_old(session)
+        self._pool.keep_at_most(_fair_share(self.id, alive))
+        self._pool.reclaim([runner.id for runner in alive])
+        self._look()
+        self._reconcile()
 
-    def _fill_slots(self, search_ids: list[str]) -> None:
+    def _look(self) -> bool:
+        """Read the searches that this runner holds, not those that it has lost by now; whether any is free to claim."""
+        with self._database.read() as session:
+            held = repositories.searches_of(session, self.id)
+            free = leases.any_free(session)
+        self._searches = {search.id: search for search in held}
+        self._leases = {search.id: Lease.of(search) for search in held}
+        for search_id in self._histories.keys() - self._searches.keys():
+            del self._histories[search_id]
+        return free
+
+    def _claim(self) -> None:
+        with self._database.write() as session:
+            claimed = leases.claim(session, self.id)
+        if claimed:
+            logger.info("runner %s claimed searches %s", self.id, ", ".join(lease.search_id for lease in claimed))
+            self._look()
+            self._reconcile()
+
+    def _reconcile(self) -> None:
+        """Adopt what an earlier runner started, give up what no slot knows of, let go of what others have taken over."""
+        with self._database.read() as session:
+            running = {a.id: a for a in repositories.running_attempts(session, self._leases)}
+        heard = {event.key for event in self._unrecorded}
+        for attempt in running.values():
+            if attempt.id in self._pool.assignments() or attempt.id in heard:
+                continue
+            lease = self._leases[attempt.trial.search_id]
+            ours = attempt.epoch == lease.epoch
+            adopted = not ours and self._pool.adopt(attempt.slot, attempt.id)
+            with self._database.write() as session:
+                if adopted:
+                    trials.take_over(session, lease, attempt.id)
+                else:
+                    trials.record_loss(session, lease, attempt.id, "its slot does not know of it")
+            logger.info("%s attempt %s", "took over" if adopted else "lost", attempt.id)
+        for key in self._pool.assignments().keys() - running.keys() - heard:
+            if _search_id(key) in self._leases:
+                self._pool.stop(key)
+            else:
+                self._pool.abandon(key)
+        if running:
+            self._look()  # what was lost waits to run again
+
+    def _steer(self, search: Search) -> None:
+        """Do what the state of a search asks for."""
+        if search.state is SearchState.RUNNING and search.spec.budget.max_seconds is not None:
+            with self._database.write() as session:
+                search = leases.held(session, self._leases[search.id])
+                searches.stop_if_out_of_time(session, search)
+            self._searches[search.id] = search
+        if search.state is SearchState.STOPPING:
+            self._wind_down(search)
+        elif search.state is SearchState.PAUSED:
+            self._rest(search)
+
+    def _wind_down(self, search: Search) -> None:
+        """Stop what runs of a search, drop what waits, and end it once nothing is left."""
+        with self._database.write() as session:
+            search = leases.held(session, self._leases[search.id])
+            for trial in repositories.trials_in(session, search.id, TrialState.PROPOSED):
+                move_trial(session, search, trial, TrialState.CANCELLED, "the search was stopped")
+            running = repositories.running_attempts(session, [search.id])
+            if not running:
+                self._conclude(session, search)
+        for attempt in running:
+            self._pool.stop(attempt.id)
+
+    def _rest(self, search: Search) -> None:
+        """Have a paused search's trials come to rest, then give it back until somebody resumes it."""
+        if search.pause_mode is PauseMode.CHECKPOINT:
+            for key in self._pool.assignments():
+                if _search_id(key) == search.id:
+                    self._pool.checkpoint(key)
+        if not search.counts.get(TrialState.RUNNING):
+            with self._database.write() as session:
+                search = leases.held(session, self._leases[search.id])
+                if search.state is SearchState.PAUSED and not search.counts.get(TrialState.RUNNING):
+                    leases.release(search)
+
+    def _fill_slots(self) -> None:
         """Give every search one slot in turn, for as long as anything can be started."""
-        while search_ids:
-            search_ids = [search_id for search_id in search_ids if self._start_next(search_id)]
+        self._waits_for_slots = False
+        wanting = [s for s in self._searches if self._searches[s].state in (SearchState.QUEUED, SearchState.RUNNING)]
+        while wanting:
+            wanting = [search_id for search_id in wanting if self._start_next(search_id)]
 
     def _start_next(self, search_id: str) -> bool:
         """Start the next trial of a search, if it wants one and there is a slot."""
-        with self._database.read() as session:
-            search = repositories.search_by_id(session, search_id)
-            progress = repositories.progress_of(session, [search])[search_id]
-        wanted = _num_wanted(search, progress)
+        search = self._searches[search_id]
+        wanted = _num_wanted(search)
         if wanted <= 0:
-            if progress.alive == 0:
-                self._conclude(search_id)
+            if search.num_alive == 0:
+                self._end_if_done(search)
             return False
-        slot = self._pool.reserve(search.spec.resources, wanted=wanted)
+        resources = self._resources_of_next(search)
+        slot = self._pool.reserve(resources, wanted=wanted)
         if slot is None:
-            self._explain_waiting(search, self._pool.missing(search.spec.resources))
+            self._explain_waiting(search, self._pool.missing(resources))
             return False
-        with self._database.read() as session:
-            past = repositories.history(session, search_id)
-        waiting = any(trial.state is TrialState.PROPOSED for trial in past)
-        # Outside of any transaction: a sampler may take its time, and nobody else should have to wait for it.
-        proposal = None if waiting else propose(search.spec, past, lambda: make_sampler(search.spec.sampler))
-        assignment = self._commit_start(search_id, slot, proposal)
+        assignment = self._commit_start(search, slot, self._next_proposal(search))
         if assignment is not None:
             self._pool.submit(slot, assignment)
         return assignment is not None
 
-    def _commit_start(self, search_id: str, slot: str, proposal: Proposal | None) -> Assignment | None:
-        """Write the start of the waiting trial, or of the proposed one, down; None where there is neither any more."""
+    def _resources_of_next(self, search: Search) -> Resources:
+        if search.num_retries and search.counts.get(TrialState.PROPOSED):
+            with self._database.read() as session:
+                trial = repositories.next_proposed(session, search.id)
+            if trial is not None and trial.alone:
+                return self._pool.alone(search.spec.resources)
+        return search.spec.resources
+
+    def _next_proposal(self, search: Search) -> Proposal | None:
+        """What to try next; None where a trial waits already, or where there is nothing left to try."""
+        if search.counts.get(TrialState.PROPOSED):
+            return None
+        history = self._histories.setdefault(search.id, History())
+        history.refresh(self._database, search)
+        # Outside of any transaction: a sampler may take its time, and nobody else should have to wait for it.
+        started = time.perf_counter()
+        proposal = propose(search.spec, history.trials, lambda: make_sampler(search.spec.sampler))
+        self.stats = replace(self.stats, ask=self.stats.ask.observe(time.perf_counter() - started))
+        return proposal
+
+    def _commit_start(self, search: Search, slot: str, proposal: Proposal | None) -> Assignment | None:
+        """Write the start of the waiting trial, or of the proposed one, down; None where neither can start any more."""
         with self._database.write() as session:
-            search = repositories.search_by_id(session, search_id, lock=True)
+            search = leases.held(session, self._leases[search.id])
+            self._searches[search.id], before = search, search.last_event
             if search.state not in (SearchState.QUEUED, SearchState.RUNNING):
                 return None
             if search.state is SearchState.QUEUED:
-                search.to(SearchState.RUNNING)
+                move_search(session, search, SearchState.RUNNING)
             search.waiting_for = None
-            trial = repositories.next_proposed(session, search_id)
-            if trial is None and proposal is None:
-                search.reason = StopReason.SPACE_EXHAUSTED
-                return None
-            if trial is None and proposal is not None:
+            trial = repositories.next_proposed(session, search.id) if search.counts.get(TrialState.PROPOSED) else None
+            if trial is None:
+                if proposal is None:
+                    search.reason = Reason.SPACE_EXHAUSTED
+                    return None
+                if proposal.number != search.num_trials:
+                    return None  # somebody has added a trial meanwhile: the next turn knows of it
                 trial = trials.add(session, search, proposal)
-            assert trial is not None
-            attempt = trials.start(session, trial, slot)
-            return _assignment(attempt.id, trial, search)
+            attempt = trials.start(session, search, trial, slot)
+            assignment = _assignment(attempt.id, trial, search)
+        if proposal is not None:
+            self._histories[search.id].add(trial, after=before, upto=search.last_event)
+        return assignment
 
-    def _conclude(self, search_id: str) -> None:
+    def _end_if_done(self, search: Search) -> None:
         with self._database.write() as session:
-            search = repositories.search_by_id(session, search_id, lock=True)
-            if search.state is SearchState.RUNNING:
-                _end_search(session, search)
+            search = leases.held(session, self._leases[search.id])
+            if search.state is SearchState.RUNNING and _num_wanted(search) <= 0 and search.num_alive == 0:
+                self._conclude(session, search)
 
-    def _wind_down(self, search_id: str) -> None:
-        """Stop what runs of a search, drop what waits, and end it once nothing is left."""
-        with self._database.write() as session:
-            search = repositories.search_by_id(session, search_id, lock=True)
-            for trial in repositories.trials_in(session, search.id, TrialState.PROPOSED):
-                trials.end(session, trial, TrialState.CANCELLED, "the search was cancelled")
-            running = repositories.running_attempts(session, search.id)
-            if not running:
-                _end_search(session, search)
-        for attempt in running:
-            self._pool.stop(attempt.id)
+    def _conclude(self, session: Session, search: Search) -> None:
+        searches.conclude(session, search)
+        logger.info("search %s ended: %s, %s", search.id, search.state, search.reason)
 
     def _explain_waiting(self, search: Search, reason: str | None) -> None:
+        self._waits_for_slots = True
         if search.waiting_for != reason:
             with self._database.write() as session:
-                repositories.search_by_id(session, search.id, lock=True).waiting_for = reason
+                leases.held(session, self._leases[search.id]).waiting_for = reason
 
-    def _record(self, event: Event) -> None:
-        with self._database.write() as session:
-            match event:
-                case Progress(key=key, report=report):
-                    trials.record_progress(session, key, report)
-                case Finished(key=key, outcome=outcome):
-                    trials.record_outcome(session, key, outcome)
-                case Lost(key=key, reason=reason):
-                    trials.record_loss(session, key, reason)
+    def _record_all(self) -> None:
+        """Record what was heard, search by search; what could not be written is kept for the next turn."""
+        while self._unrecorded:
+            search_id = _search_id(self._unrecorded[0].key)
+            batch = [event for event in self._unrecorded if _search_id(event.key) == search_id]
+            started = time.perf_counter()
+            self._record(search_id, batch)
+            self.stats = replace(self.stats, record=self.stats.record.observe(time.perf_counter() - started))
+            self._unrecorded = [event for event in self._unrecorded if _search_id(event.key) != search_id]
+
+    def _record(self, search_id: str, batch: list[Event]) -> None:
+        # What comes from a search that is somebody else's by now is recorded too: as late, if at all.
+        lease = self._leases.get(search_id) or Lease(search_id=search_id, runner_id=self.id, epoch=-1)
+        with logs.about(search_id=search_id), self._database.write() as session:
+            repositories.search_by_id(session, search_id, lock=True)
+            # Read together; by their ids, below, they are then found without asking the database again.
+            attempts = repositories.attempts(session, [event.key for event in batch])
+            logger.debug("recording %d events of %d attempts", len(batch), len(attempts))
+            for event in batch:
+                match event:
+                    case Progress(key=key, report=report):
+                        trials.record_progress(session, lease, key, report)
+                    case Finished(key=key, outcome=outcome):
+                        trials.record_outcome(session, lease, key, outcome)
+                    case Lost(key=key, reason=reason):
+                        trials.record_loss(session, lease, key, reason)
+
+    def _current_stats(self) -> RunnerStats:
+        busy, slots = len(self._pool.assignments()), self._pool.num_slots
+        return replace(self.stats, slots=slots, busy=busy, waiting=self._waits_for_slots)
+
+    def _leave(self) -> None:
+        """Let others take over at once; the slots work on meanwhile."""
+        with suppress(*_NO_ANSWER), self._database.write() as session:
+            leases.leave(session, self.id)
 
 
-def _num_wanted(search: Search, progress: SearchProgress) -> int:
+def _num_wanted(search: Search) -> int:
     """How many more trials of a search may start now, within its concurrency and its budget."""
-    running, waiting = progress.counts.get(TrialState.RUNNING, 0), progress.counts.get(TrialState.PROPOSED, 0)
-    # A running search has a reason to stop once nothing new is left to propose.
-    unproposed = 0 if search.reason else progress.max_trials - progress.alive - progress.finished
+    running, waiting = search.counts.get(TrialState.RUNNING, 0), search.counts.get(TrialState.PROPOSED, 0)
+    # A running search has a reason once nothing new is left to propose.
+    unproposed = 0 if search.reason else search.num_unproposed
     return min(search.spec.concurrency - running, waiting + unproposed)
 
 
-def _end_search(session: Session, search: Search) -> None:
-    searches.conclude(session, search)
-    logger.info("search %s ended: %s, %s", search.id, search.state, search.reason)
+def _fair_share(runner_id: str, alive: Sequence[RunnerRow]) -> int | None:
+    """How many slots a runner may hold while another one waits for some; None while nobody does."""
+    others = [runner for runner in alive if runner.id != runner_id]
+    if not any(runner.stats.waiting for runner in others):
+        return None
+    wanting = 1 + sum(runner.stats.waiting or runner.stats.busy > 0 for runner in others)
+    return ceil(sum(runner.stats.slots for runner in alive) / wanting)
+
+
+def _search_id(key: str) -> str:
+    """The search that an attempt belongs to: ids are built downwards."""
+    return key.split("-", 1)[0]
 
 
 def _assignment(attempt_id: str, trial: Trial, search: Search) -> Assignment:
@@ -183,28 +343,43 @@ def _assignment(attempt_id: str, trial: Trial, search: Search) -> Assignment:
     )
 
 
-def main() -> None:
-    """Run the runner of this machine's settings until it is told to stop."""
+def main() -> int:
+    """Run a runner with this machine's settings until it is told to stop; the status to exit with."""
     settings = Settings()
-    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(settings)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     stop_with_parent()
     database = Database(settings.database)
-    workspace = Workspace(cache_dir=settings.home.absolute(), corpora_dir=settings.corpora_dir)
-    with only_runner(database, settings.database):
-        # Ray takes a second to import; nobody who only wants the runner's code should have to wait for it.
-        from workers.ray_pool import RayPool
+    with database.write() as session:
+        runner_id = leases.enrol(session, settings.lease_seconds, "connecting").id
+    sender = WebhookSender(database, allow_private=settings.webhooks_to_private_addresses)
+    sender.start()
+    try:
+        pool = _connect(settings, runner_id)
+        Runner(database, pool, runner_id, settings.lease_seconds).run(stop)
+        pool.close()
+    except PoolGone as gone:
+        logger.error("%s; the next runner goes on", gone)
+        return 1
+    finally:
+        sender.stop()
+        database.close()
+    return 0
 
-        pool = RayPool(workspace, address=settings.ray_address, namespace=settings.ray_namespace)
-        logger.info("running the searches of %s on Ray at %s", settings.shown_database, settings.ray_address)
-        try:
-            Runner(database, pool).run(stop)
-        finally:
-            pool.close()
-            database.close()
+
+def _connect(settings: Settings, runner_id: str) -> Pool:
+    # Ray takes a second to import; nobody who only wants the runner's code should have to wait for it.
+    from workers.ray_pool import RayPool
+
+    workspace = Workspace(
+        cache_dir=settings.home.absolute(), corpora_dir=settings.corpora_dir, checkpoints_dir=settings.checkpoints
+    )
+    pool = RayPool(workspace, address=settings.ray_address, namespace=settings.ray_namespace, owner=runner_id)
+    logger.info("runner %s: the searches of %s on Ray at %s", runner_id, settings.shown_database, settings.ray_address)
+    return pool
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

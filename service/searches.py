@@ -1,8 +1,9 @@
-"""Use cases of searches: submit, estimate, look, pause, resume, cancel, end."""
+"""Use cases of searches: submit, estimate, look, pause, resume, cancel, extend, end."""
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -11,29 +12,47 @@ from einlayers.errors import FieldError
 from einlayers.theta import NAMED
 from search.corpora import locate
 from search.proxies import FileCorpus
-from search.spec import SearchSpec
-from search.states import IllegalTransition, SearchState, TrialState
+from search.spec import Budget, SearchSpec
+from search.states import SearchState, TrialState
 from search.structure import Structure, structure_of
-from service import repositories
+from service import events, leases, listings, rankings, repositories
+from service.clock import now
 from service.errors import InvalidValue, WrongState
-from service.models import Search, StopReason, now
-from service.repositories import Page, PageRequest, Progress, RankedStructure
+from service.keys import LOCAL, Caller
+from service.models import PauseMode, Reason, Search
+from service.paging import Page, PageRequest
+from service.rankings import RankedStructure
+from service.transitions import move_search
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchDetail:
-    """A search and how far it is."""
+    """A search as it is at a time, by the database's clock, and whether any runner is alive."""
 
     search: Search
-    progress: Progress
+    at: datetime
+    has_runner: bool
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds that it has run, pauses not counted."""
+        return self.search.seconds_at(self.at)
+
+    @property
+    def waiting_for(self) -> str | None:
+        """What keeps it from going on, if anything does."""
+        if not self.has_runner and self.search.state in leases.ACTIVE:
+            return "no runner is alive; start one with: einsearch up, or python -m service.runner"
+        return self.search.waiting_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """What a search will cost, and the models that its known designs give: the dense baseline first, then its seeds."""
+    """What a search will cost at most, None where only time limits it, and the models that its known designs give: the
+    dense baseline first, then its seeds."""
 
-    train_flops: float
-    max_trials: int
+    train_flops: float | None
+    max_trials: int | None
     baseline: Structure
     seeds: Sequence[Structure]
 
@@ -54,15 +73,16 @@ def validate(spec: SearchSpec, corpora_dir: Path | None) -> Estimate:
                 )
         except FieldError as error:
             raise InvalidValue("/proxy/corpus", error) from error
+    num_trials = spec.budget.num_trials(spec.proxy.train_flops)
     return Estimate(
-        train_flops=spec.proxy.train_flops * spec.budget.max_trials,
-        max_trials=spec.budget.max_trials,
+        train_flops=None if num_trials is None else spec.proxy.train_flops * num_trials,
+        max_trials=num_trials,
         baseline=structure_of(NAMED["dense"], spec.proxy),
         seeds=[structure_of(NAMED[name], spec.proxy) for name in spec.space.seeds],
     )
 
 
-def submit(session: Session, spec: SearchSpec, corpora_dir: Path | None) -> SearchDetail:
+def submit(session: Session, spec: SearchSpec, corpora_dir: Path | None, caller: Caller = LOCAL) -> SearchDetail:
     """Queue a search.
 
     Raises:
@@ -70,10 +90,24 @@ def submit(session: Session, spec: SearchSpec, corpora_dir: Path | None) -> Sear
     """
     validate(spec, corpora_dir)
     search = Search(
-        id=secrets.token_hex(6), name=spec.name, spec=spec, proxy_kind=spec.proxy.kind, state=SearchState.QUEUED
+        id=secrets.token_hex(6),
+        name=spec.name,
+        owner=caller.owner,
+        spec=spec,
+        proxy_kind=spec.proxy.kind,
+        state=SearchState.QUEUED,
+        state_since=now(session),
+        created_at=now(session),
+        counts={},
+        train_flops=0.0,
+        num_retries=0,
+        seconds_before=0.0,
+        last_event=0,
+        epoch=0,
     )
-    search.created_at = now()
     session.add(search)
+    session.flush()
+    events.emit(session, search, "search.state", {"state": search.state, "reason": None})
     session.flush()
     return detail(session, search.id)
 
@@ -84,20 +118,23 @@ def detail(session: Session, search_id: str) -> SearchDetail:
     Raises:
         NotFound: there is none.
     """
-    search = repositories.search_by_id(session, search_id)
-    return SearchDetail(search=search, progress=repositories.progress_of(session, [search])[search.id])
+    return details(session, [repositories.search_by_id(session, search_id)])[0]
 
 
-def listing(session: Session, page: PageRequest) -> Page[SearchDetail]:
-    """The searches, newest first.
+def details(session: Session, found: Sequence[Search]) -> list[SearchDetail]:
+    """Searches as they are now."""
+    time, has_runner = now(session), bool(leases.alive(session))
+    return [SearchDetail(search=search, at=time, has_runner=has_runner) for search in found]
+
+
+def listing(session: Session, page: PageRequest, *, owner: str | None = None) -> Page[SearchDetail]:
+    """The searches, newest first, of everybody or of one owner.
 
     Raises:
         BadPageToken: the token is not one of this list.
     """
-    found = repositories.searches(session, page)
-    progress = repositories.progress_of(session, found.items)
-    items = [SearchDetail(search=search, progress=progress[search.id]) for search in found.items]
-    return Page(items=items, next_token=found.next_token)
+    found = listings.searches(session, page, owner=owner)
+    return Page(items=details(session, found.items), next_token=found.next_token)
 
 
 def best(session: Session, search_id: str, limit: int) -> list[RankedStructure]:
@@ -107,66 +144,112 @@ def best(session: Session, search_id: str, limit: int) -> list[RankedStructure]:
         NotFound: there is no such search.
     """
     repositories.search_by_id(session, search_id)
-    return repositories.best(session, search_id, limit)
+    return rankings.best(session, search_id, limit)
 
 
-def pause(session: Session, search_id: str) -> SearchDetail:
-    """Start no more trials; those that run, run to their end.
+def pause(session: Session, search_id: str, mode: PauseMode = PauseMode.DRAIN, caller: Caller = LOCAL) -> SearchDetail:
+    """Start no more trials; those that run, run to their end, or write a checkpoint from which they go on later.
 
     Raises:
-        NotFound, WrongState: there is no such search, or it is not one that can pause.
+        NotFound, Forbidden, WrongState: there is no such search, it is somebody else's, or not one that can pause.
     """
-    return _move(session, search_id, SearchState.PAUSED)
+    search = _move(session, search_id, SearchState.PAUSED, caller)
+    search.pause_mode = mode
+    return detail(session, search.id)
 
 
-def resume(session: Session, search_id: str) -> SearchDetail:
+def resume(session: Session, search_id: str, caller: Caller = LOCAL) -> SearchDetail:
     """Go on after a pause.
 
     Raises:
-        NotFound, WrongState: there is no such search, or it is not paused.
+        NotFound, Forbidden, WrongState: there is no such search, it is somebody else's, or it is not paused.
     """
-    search = repositories.search_by_id(session, search_id, lock=True)
+    search = _locked(session, search_id, caller)
     if search.state is not SearchState.PAUSED:
         raise WrongState(f"search {search.id} is {search.state}; only a PAUSED search can be resumed")
-    return _move(session, search_id, SearchState.RUNNING)
+    move_search(session, search, SearchState.RUNNING)
+    return detail(session, search.id)
 
 
-def cancel(session: Session, search_id: str) -> SearchDetail:
+def cancel(session: Session, search_id: str, caller: Caller = LOCAL) -> SearchDetail:
     """Stop the trials that run and end the search; what completed stays.
 
     Raises:
-        NotFound, WrongState: there is no such search, or it is ending or has ended.
+        NotFound, Forbidden, WrongState: there is no such search, it is somebody else's, or it is ending or has ended.
     """
-    found = _move(session, search_id, SearchState.STOPPING)
-    found.search.reason = StopReason.USER
-    return found
+    return detail(session, _move(session, search_id, SearchState.STOPPING, caller).id)
+
+
+def extend(session: Session, search_id: str, budget: Budget, caller: Caller = LOCAL) -> SearchDetail:
+    """Give a search that has not ended another budget, which must at least pay for the trials that there are.
+
+    Raises:
+        NotFound, Forbidden, WrongState: there is no such search, it is somebody else's, or it is ending or has ended.
+        InvalidValue: the budget is smaller than what is used already.
+    """
+    search = _locked(session, search_id, caller)
+    if search.state not in (SearchState.QUEUED, SearchState.RUNNING, SearchState.PAUSED):
+        raise WrongState(f"search {search.id} is {search.state}; only one that has not ended can be given a budget")
+    _check_covers(search, budget)
+    search.spec = replace(search.spec, budget=budget)
+    events.emit(session, search, "search.budget", {"budget": asdict(budget)})
+    session.flush()
+    return detail(session, search.id)
+
+
+def stop_if_out_of_time(session: Session, search: Search) -> None:
+    """Begin to end a search whose time is over; the caller holds its lock."""
+    limit = search.spec.budget.max_seconds
+    if search.state is SearchState.RUNNING and limit is not None and search.seconds_at(now(session)) >= limit:
+        move_search(session, search, SearchState.STOPPING, Reason.BUDGET_SECONDS)
 
 
 def conclude(session: Session, search: Search) -> None:
-    """End a search that has nothing left to run, for the reason that holds."""
+    """End a search that has nothing left to run, for the reason that holds; the caller holds its lock."""
+    reason = search.reason or _spent(search)
     if search.state is SearchState.RUNNING:
-        search.to(SearchState.STOPPING)
-        search.reason = search.reason or StopReason.BUDGET_TRIALS
-    if search.reason is StopReason.USER:
-        search.to(SearchState.CANCELLED)
-    elif _all_failed(session, search):
-        search.reason = StopReason.ALL_TRIALS_FAILED
-        search.to(SearchState.FAILED)
+        move_search(session, search, SearchState.STOPPING, reason)
+    num_failed = search.counts.get(TrialState.FAILED, 0)
+    if reason is Reason.USER:
+        move_search(session, search, SearchState.CANCELLED, reason)
+    elif reason is Reason.TOO_MANY_FAILURES:
+        move_search(session, search, SearchState.FAILED, reason)
+    elif 0 < num_failed == search.num_trials:
+        move_search(session, search, SearchState.FAILED, Reason.ALL_TRIALS_FAILED)
     else:
-        search.to(SearchState.COMPLETED)
-    search.waiting_for = None
+        move_search(session, search, SearchState.COMPLETED, reason)
+    leases.release(search)
 
 
-def _all_failed(session: Session, search: Search) -> bool:
-    num_failed = repositories.num_trials(session, search.id, TrialState.FAILED)
-    return 0 < num_failed == repositories.num_trials(session, search.id)
+def _spent(search: Search) -> Reason:
+    """Which part of the budget it is that pays for no further trial."""
+    budget = search.spec.budget
+    binding = budget.max_trials is not None and budget.max_trials == budget.num_trials(search.spec.proxy.train_flops)
+    return Reason.BUDGET_TRIALS if binding else Reason.BUDGET_TRAIN_FLOPS
 
 
-def _move(session: Session, search_id: str, state: SearchState) -> SearchDetail:
+def _check_covers(search: Search, budget: Budget) -> None:
+    most = budget.num_trials(search.spec.proxy.train_flops)
+    if most is not None and most < search.num_trials:
+        field = "max_trials" if budget.max_trials == most else "max_train_flops"
+        raise InvalidValue(
+            "/budget",
+            FieldError(
+                field,
+                expected=f"a budget for the {search.num_trials} trials that there are",
+                got=f"one for {most}",
+            ),
+        )
+
+
+def _locked(session: Session, search_id: str, caller: Caller) -> Search:
     search = repositories.search_by_id(session, search_id, lock=True)
-    try:
-        search.to(state)
-    except IllegalTransition as error:
-        raise WrongState(f"search {search.id}: {error}") from error
+    caller.require_owner(search)
+    return search
+
+
+def _move(session: Session, search_id: str, state: SearchState, caller: Caller) -> Search:
+    search = _locked(session, search_id, caller)
+    move_search(session, search, state, Reason.USER)
     session.flush()
-    return detail(session, search.id)
+    return search

@@ -1,21 +1,30 @@
-"""Use cases of trials: add, start, hear of their progress and their end.
+"""Use cases of trials: add, start, hear of their progress and their end, exclude.
 
-Every write of an attempt is fenced: it counts only while that attempt is the one that runs. What comes late, from a slot
-that was given up or from a runner that was replaced, changes nothing.
+Every write of an attempt is fenced: it counts only while that attempt runs, and only for the runner that holds its lease.
+What comes later, from a slot that was given up, is kept as late and harms nothing.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import asdict
 
+from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
-from search.proposals import Proposal
-from search.states import AttemptState, TrialState
+from einlayers.theta import Theta
+from search.proposals import Proposal, training_seed
+from search.states import AttemptState, SearchState, TrialState
+from search.structure import structure_of
 from search.trial import Outcome, OutcomeKind, Report
-from service import repositories
-from service.models import Attempt, Measurement, Search, Trial, now
+from service import events, leases, rankings, repositories
+from service.clock import now
+from service.errors import BudgetExhausted, WrongState
+from service.keys import LOCAL, Caller
+from service.leases import Lease
+from service.models import Attempt, Measurement, Origin, Reason, Search, Trial
+from service.transitions import announce, end_attempt, move_search, move_trial
 
-MAX_LOST_ATTEMPTS = 5
+MAX_LOST_ATTEMPTS = 8
 """How often a trial may lose its slot before it is taken to be the trial that kills it."""
 
 _ENDS = {
@@ -24,18 +33,22 @@ _ENDS = {
     OutcomeKind.FAILED: TrialState.FAILED,
     OutcomeKind.CANCELLED: TrialState.CANCELLED,
 }
+"""The outcomes that end a trial. The others end an attempt, and the trial waits for the next one."""
+
+_OPEN = (SearchState.QUEUED, SearchState.RUNNING, SearchState.PAUSED)
 
 logger = logging.getLogger(__name__)
 
 
-def add(session: Session, search: Search, proposal: Proposal) -> Trial:
-    """Write a proposal down as a trial."""
+def add(session: Session, search: Search, proposal: Proposal, origin: Origin = Origin.SEARCH) -> Trial:
+    """Write a proposal down as a trial, and reserve its part of the budget; the caller holds the lock of the search."""
     structure = proposal.structure
     trial = Trial(
         id=f"{search.id}-{proposal.number}",
         search_id=search.id,
         number=proposal.number,
         replicate=proposal.replicate,
+        origin=origin,
         theta=structure.theta,
         family=structure.family,
         width=structure.width,
@@ -49,80 +62,217 @@ def add(session: Session, search: Search, proposal: Proposal) -> Trial:
         seed=proposal.seed,
         history_size=proposal.history_size,
         state=TrialState.PROPOSED,
+        alone=False,
+        state_since=now(session),
+        created_at=now(session),
     )
+    search.counts = {**search.counts, TrialState.PROPOSED: search.counts.get(TrialState.PROPOSED, 0) + 1}
+    search.train_flops += trial.train_flops
+    announce(session, search, trial)
     session.add(trial)
-    session.flush()
     return trial
 
 
-def start(session: Session, trial: Trial, slot: str) -> Attempt:
-    """Write down, before it is told to anybody, that ``slot`` runs the trial now."""
-    number = repositories.num_attempts(session, trial.id) + 1
-    trial.state = trial.state.to(TrialState.RUNNING)
+def enqueue(session: Session, search_id: str, theta: Theta, caller: Caller = LOCAL) -> Trial:
+    """Add a structure of the user's own to a search; where the search has it already, one more replicate of it.
+
+    Raises:
+        NotFound, Forbidden: there is no such search, or it is somebody else's.
+        WrongState: the search is ending or has ended.
+        BudgetExhausted: every trial that the budget pays for is there.
+    """
+    search = repositories.search_by_id(session, search_id, lock=True)
+    caller.require_owner(search)
+    if search.state not in _OPEN:
+        raise WrongState(f"search {search.id} is {search.state}; it takes no more trials")
+    if search.num_unproposed == 0:
+        raise BudgetExhausted(search.id)
+    structure = structure_of(theta, search.spec.proxy)
+    proposal = Proposal(
+        number=search.num_trials,
+        replicate=repositories.num_replicates(session, search.id, structure.digest),
+        structure=structure,
+        seed=training_seed(search.spec, search.num_trials),
+        history_size=search.num_finished,
+    )
+    trial = add(session, search, proposal, Origin.USER)
+    session.flush()
+    return repositories.trial_by_id(session, trial.id)
+
+
+def start(session: Session, search: Search, trial: Trial, slot: str) -> Attempt:
+    """Write down, before it is told to anybody, that ``slot`` runs the trial now, under the lease of the search."""
+    assert search.runner_id is not None, "only a runner starts trials"
+    is_new = inspect(trial).pending
+    number = 1 if is_new else repositories.num_attempts(session, trial.id) + 1
+    move_trial(session, search, trial, TrialState.RUNNING)
     attempt = Attempt(
-        id=f"{trial.id}-{number}", trial_id=trial.id, number=number, slot=slot, state=AttemptState.RUNNING
+        id=f"{trial.id}-{number}",
+        trial_id=trial.id,
+        trial=trial,
+        number=number,
+        slot=slot,
+        runner_id=search.runner_id,
+        epoch=search.epoch,
+        state=AttemptState.RUNNING,
+        started_at=now(session),
     )
     session.add(attempt)
-    session.flush()
     return attempt
 
 
-def record_progress(session: Session, attempt_id: str, report: Report) -> None:
+def take_over(session: Session, lease: Lease, attempt_id: str) -> None:
+    """Put a running attempt under this lease, because its slot has been adopted.
+
+    Raises:
+        LeaseLost: another runner holds the search by now.
+    """
+    leases.held(session, lease)
+    attempt = repositories.attempt_by_id(session, attempt_id)
+    if attempt is not None and attempt.state is AttemptState.RUNNING:
+        attempt.runner_id, attempt.epoch = lease.runner_id, lease.epoch
+
+
+def record_progress(session: Session, lease: Lease, attempt_id: str, report: Report) -> None:
     """Add a point to the learning curve."""
-    if _running(session, attempt_id):
+    search = repositories.search_by_id(session, lease.search_id, lock=True)
+    attempt = repositories.attempt_by_id(session, attempt_id)
+    if attempt is not None and _may_write(search, lease, attempt):
         _measure(session, attempt_id, [report])
+        data = {"attempt": attempt.number, **asdict(report)}
+        events.emit(session, search, "trial.progress", data, trial_id=attempt.trial_id)
 
 
-def record_outcome(session: Session, attempt_id: str, outcome: Outcome) -> None:
-    """End the attempt and its trial, with the whole learning curve."""
-    attempt = _running(session, attempt_id)
-    if attempt is None:
+def record_outcome(session: Session, lease: Lease, attempt_id: str, outcome: Outcome) -> None:
+    """End the attempt with its whole learning curve; and its trial, unless the outcome is one to try again after."""
+    search = repositories.search_by_id(session, lease.search_id, lock=True)
+    attempt = repositories.attempt_by_id(session, attempt_id)
+    if attempt is None or not _may_write(search, lease, attempt):
+        _keep_late(session, attempt, outcome)
         return
     _measure(session, attempt_id, outcome.curve)
-    cancelled = outcome.kind is OutcomeKind.CANCELLED
-    _end_attempt(attempt, AttemptState.CANCELLED if cancelled else AttemptState.ENDED, outcome.reason)
-    attempt.seconds = outcome.seconds
-    attempt.trial.loss = outcome.loss
-    end(session, attempt.trial, _ENDS[outcome.kind], outcome.reason)
-
-
-def record_loss(session: Session, attempt_id: str, reason: str) -> None:
-    """Give the attempt up for lost; its trial waits for another slot, unless it has lost too many."""
-    attempt = _running(session, attempt_id)
-    if attempt is None:
-        return
-    _end_attempt(attempt, AttemptState.LOST, reason)
-    if attempt.number < MAX_LOST_ATTEMPTS:
-        attempt.trial.state = attempt.trial.state.to(TrialState.PROPOSED)
+    attempt.seconds, attempt.resumed_step = outcome.seconds, outcome.resumed_step
+    trial = attempt.trial
+    if outcome.kind is OutcomeKind.CHECKPOINTED:
+        end_attempt(session, attempt, AttemptState.CHECKPOINTED, outcome.reason)
+        move_trial(session, search, trial, TrialState.PROPOSED, outcome.reason)
+    elif outcome.kind is OutcomeKind.OUT_OF_MEMORY:
+        end_attempt(session, attempt, AttemptState.OUT_OF_MEMORY, outcome.reason)
+        _retry_alone(session, search, trial, outcome.reason)
     else:
-        end(session, attempt.trial, TrialState.FAILED, f"lost its slot {attempt.number} times, the last time: {reason}")
+        cancelled = outcome.kind is OutcomeKind.CANCELLED
+        end_attempt(session, attempt, AttemptState.CANCELLED if cancelled else AttemptState.ENDED, outcome.reason)
+        trial.loss, trial.seconds = outcome.loss, outcome.seconds
+        end(session, search, trial, _ENDS[outcome.kind], outcome.reason)
 
 
-def end(session: Session, trial: Trial, state: TrialState, reason: str | None) -> None:
-    """Enter a final state, and take the next place in the order of ends."""
-    order = repositories.num_finished(session, trial.search_id)
-    trial.state = trial.state.to(state)
-    trial.reason = reason
-    trial.finish_order = order
-    trial.finished_at = now()
-    session.flush()
-
-
-def _running(session: Session, attempt_id: str) -> Attempt | None:
+def record_loss(session: Session, lease: Lease, attempt_id: str, reason: str) -> None:
+    """Give the attempt up for lost; its trial waits for another slot, unless it has lost too many."""
+    search = repositories.search_by_id(session, lease.search_id, lock=True)
     attempt = repositories.attempt_by_id(session, attempt_id)
-    if attempt is None or attempt.state is not AttemptState.RUNNING:
-        logger.info("ignored what came late from attempt %s", attempt_id)
-        return None
-    return attempt
+    if attempt is None or not _may_write(search, lease, attempt):
+        return
+    end_attempt(session, attempt, AttemptState.LOST, reason)
+    session.flush()
+    num_lost = repositories.num_attempts(session, attempt.trial_id, AttemptState.LOST)
+    if num_lost < MAX_LOST_ATTEMPTS:
+        search.num_retries += 1
+        move_trial(session, search, attempt.trial, TrialState.PROPOSED, f"lost its slot: {reason}")
+    else:
+        text = f"lost its slot {num_lost} times, the last time: {reason}"
+        end(session, search, attempt.trial, TrialState.FAILED, text)
 
 
-def _end_attempt(attempt: Attempt, state: AttemptState, reason: str | None) -> None:
-    attempt.state = attempt.state.to(state)
-    attempt.reason = reason
-    attempt.finished_at = now()
+def end(session: Session, search: Search, trial: Trial, state: TrialState, reason: str | None) -> None:
+    """Enter a final state; what follows for the search follows at once."""
+    move_trial(session, search, trial, state, reason)
+    if state is TrialState.COMPLETED:
+        assert trial.loss is not None
+        search.best_loss = min(trial.loss, search.best_loss if search.best_loss is not None else trial.loss)
+        session.flush()
+        rankings.add_completed(session, search, trial)
+    failures = search.counts.get(TrialState.FAILED, 0)
+    if failures >= search.spec.budget.max_failures and search.state in (SearchState.RUNNING, SearchState.PAUSED):
+        move_search(session, search, SearchState.STOPPING, Reason.TOO_MANY_FAILURES)
 
 
-def _measure(session: Session, attempt_id: str, reports: Iterable[Report]) -> None:
+def exclude(session: Session, trial_id: str, reason: str, caller: Caller = LOCAL) -> Trial:
+    """Leave a trial out of every answer and out of what the sampler sees, without forgetting it.
+
+    Raises:
+        NotFound, Forbidden: there is no such trial, or its search is somebody else's.
+        WrongState: it has not ended, or is excluded already.
+    """
+    trial = _lock_ended(session, trial_id, caller)
+    if trial.excluded_at is not None:
+        raise WrongState(f"trial {trial.id} is excluded already: {trial.excluded_reason}")
+    trial.excluded_at, trial.excluded_reason = now(session), reason
+    _reconsider(session, trial, "trial.excluded", reason)
+    return trial
+
+
+def include(session: Session, trial_id: str, caller: Caller = LOCAL) -> Trial:
+    """Undo an exclusion.
+
+    Raises:
+        NotFound, Forbidden: there is no such trial, or its search is somebody else's.
+        WrongState: it is not excluded.
+    """
+    trial = _lock_ended(session, trial_id, caller)
+    if trial.excluded_at is None:
+        raise WrongState(f"trial {trial.id} is not excluded")
+    trial.excluded_at = trial.excluded_reason = None
+    _reconsider(session, trial, "trial.included", None)
+    return trial
+
+
+def _retry_alone(session: Session, search: Search, trial: Trial, reason: str | None) -> None:
+    if trial.alone:
+        text = f"does not fit into memory, not even alone on its device: {reason}"
+        end(session, search, trial, TrialState.INFEASIBLE, text)
+        return
+    trial.alone = True
+    search.num_retries += 1
+    move_trial(session, search, trial, TrialState.PROPOSED, f"ran out of memory, runs again alone: {reason}")
+
+
+def _may_write(search: Search, lease: Lease, attempt: Attempt) -> bool:
+    if leases.holds(search, lease) and attempt.state is AttemptState.RUNNING:
+        return True
+    logger.info("ignored what came late from attempt %s", attempt.id)
+    return False
+
+
+def _keep_late(session: Session, attempt: Attempt | None, outcome: Outcome) -> None:
+    """Keep the outcome of an attempt that was given up; one that still runs will tell its present runner."""
+    given_up = (AttemptState.LOST, AttemptState.CANCELLED)
+    if attempt is not None and attempt.state in given_up and attempt.late is None:
+        attempt.late, attempt.late_at = outcome, now(session)
+
+
+def _lock_ended(session: Session, trial_id: str, caller: Caller) -> Trial:
+    search = repositories.search_by_id(session, repositories.trial_by_id(session, trial_id).search_id, lock=True)
+    caller.require_owner(search)
+    trial = repositories.trial_by_id(session, trial_id)
+    session.refresh(trial)
+    if not trial.state.is_final:
+        raise WrongState(f"trial {trial.id} is {trial.state}; only a trial that has ended can be excluded or included")
+    return trial
+
+
+def _reconsider(session: Session, trial: Trial, kind: events.Kind, reason: str | None) -> None:
+    """Bring what follows from the trials of a search in line with an exclusion, or with its end."""
+    search = trial.search
+    data = {"number": trial.number, "reason": reason}
+    trial.changed = events.emit(session, search, kind, data, trial_id=trial.id)
+    session.flush()
+    rankings.rebuild(session, search, trial.digest)
+    search.best_loss = repositories.lowest_loss(session, search.id)
+
+
+def _measure(session: Session, attempt_id: str, reports: Sequence[Report]) -> None:
+    if not reports:
+        return
     known = repositories.steps_measured(session, attempt_id)
     session.add_all(
         Measurement(

@@ -1,11 +1,13 @@
 """Databases for one test each: SQLite files, and databases in a Postgres of our own that lives as long as the test run.
 
-The Postgres is a temporary directory with a Unix socket in it, without a port and without durability. It needs the
-server's programs (Debian and Ubuntu: the package ``postgresql``; Homebrew: ``postgresql``) and no rights.
+The Postgres is a temporary directory with a Unix socket in it, without a port and without durability; only one that a test
+has for itself, to kill it, is durable. It needs the server's programs (Debian and Ubuntu: the package ``postgresql``;
+Homebrew: ``postgresql``) and no rights.
 """
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +22,7 @@ from psycopg import sql
 
 from service import migrate
 from service.models import Base
+from tests.waiting import wait_for
 
 KINDS = ("sqlite", "postgres")
 
@@ -177,8 +180,46 @@ def _revisions(connection: psycopg.Connection) -> list[tuple[object, ...]]:
     return connection.execute("SELECT version_num FROM alembic_version").fetchall()
 
 
+class OwnPostgres:
+    """A Postgres of a test's own, as durable as one that is in use: it can be killed, and started again on what it wrote."""
+
+    def __init__(self, cluster: "_Cluster") -> None:
+        self._cluster = cluster
+        self.url = f"postgresql+psycopg://{_USER}@/postgres?host={cluster.folder}"
+
+    def kill(self) -> None:
+        """End the server at once, without a chance to clean up; its processes follow when they see that it is gone."""
+        os.kill(int((self._cluster.folder / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+
+    def start(self) -> None:
+        """Start it again, as soon as the last process of the killed one is gone."""
+        wait_for(self._cluster.try_to_start, what="Postgres to start again")
+
+
+@contextmanager
+def own_postgres() -> Iterator[OwnPostgres]:
+    """A server with one database, without tables.
+
+    Raises:
+        MissingPrograms: Postgres is not installed.
+    """
+    with _running(["fsync=on", "synchronous_commit=on"]) as cluster:
+        yield OwnPostgres(cluster)
+
+
 @contextmanager
 def _postgres() -> Iterator[Postgres]:
+    """A server that is fast and loses everything with the machine."""
+    with (
+        _running(["fsync=off", "synchronous_commit=off", "full_page_writes=off"]) as cluster,
+        # Databases are not made in transactions.
+        psycopg.connect(host=str(cluster.folder), user=_USER, dbname="postgres", autocommit=True) as connection,
+    ):
+        yield Postgres(cluster.folder, connection)
+
+
+@contextmanager
+def _running(options: Sequence[str]) -> Iterator["_Cluster"]:
     """A server in a temporary directory, which it leaves as it came: not at all."""
     programs = _find_programs()
     prefix = _without_root()
@@ -187,34 +228,55 @@ def _postgres() -> Iterator[Postgres]:
     try:
         if prefix:
             shutil.chown(folder, "nobody")
-        with (
-            _running(folder, [*prefix, "env", f"HOME={folder}"], programs),
-            # Databases are not made in transactions.
-            psycopg.connect(host=str(folder), user=_USER, dbname="postgres", autocommit=True) as connection,
-        ):
-            yield Postgres(folder, connection)
+        cluster = _Cluster(folder, [*prefix, "env", f"HOME={folder}"], programs, options)
+        cluster.call(
+            "initdb", "-U", _USER, "--auth=trust", "--no-sync", "--no-instructions", "-E", "UTF8", "--locale=C"
+        )
+        cluster.start()
+        try:
+            yield cluster
+        finally:
+            cluster.call("pg_ctl", "-m", "immediate", "-s", "stop")
     finally:
         shutil.rmtree(folder)
 
 
-@contextmanager
-def _running(folder: Path, prefix: Sequence[str], programs: Mapping[str, str]) -> Iterator[None]:
-    def call(program: str, *arguments: str) -> None:
-        command = [*prefix, programs[program], "-D", str(folder / "data"), *arguments]
+class _Cluster:
+    """The directory of a server, and the programs that work on it."""
+
+    def __init__(
+        self, folder: Path, prefix: Sequence[str], programs: Mapping[str, str], options: Sequence[str]
+    ) -> None:
+        self.folder = folder
+        self._prefix = prefix
+        self._programs = programs
+        self._settings = " ".join(f"-c {option}" for option in ["listen_addresses=''", *options])
+
+    def call(self, program: str, *arguments: str) -> None:
+        """Run a program to its end.
+
+        Raises:
+            RuntimeError: it failed; the message has what it said.
+        """
+        command = [*self._prefix, self._programs[program], "-D", str(self.folder / "data"), *arguments]
         # Output to a file: a server keeps a pipe open for as long as it runs, and the reader waits for its end.
-        with (folder / "output").open("w+") as output:
-            if subprocess.run(command, cwd=folder, stdout=output, stderr=output, check=False).returncode:
+        with (self.folder / "output").open("w+") as output:
+            if subprocess.run(command, cwd=self.folder, stdout=output, stderr=output, check=False).returncode:
                 output.seek(0)
                 raise RuntimeError(f"{program} {' '.join(arguments)}:\n{output.read()}")
 
-    options = ["listen_addresses=''", "fsync=off", "synchronous_commit=off", "full_page_writes=off"]
-    call("initdb", "-U", _USER, "--auth=trust", "--no-sync", "--no-instructions", "-E", "UTF8", "--locale=C")
-    settings = " ".join(f"-c {option}" for option in options)
-    call("pg_ctl", "-w", "-s", "-l", str(folder / "log"), "-o", f"{settings} -k {folder}", "start")
-    try:
-        yield
-    finally:
-        call("pg_ctl", "-m", "immediate", "-s", "stop")
+    def start(self) -> None:
+        """Start the server, and return when it serves."""
+        log, options = str(self.folder / "log"), f"{self._settings} -k {self.folder}"
+        self.call("pg_ctl", "-w", "-s", "-l", log, "-o", options, "start")
+
+    def try_to_start(self) -> bool:
+        """The same after a kill, when the memory of the killed one may still be in use; whether it serves."""
+        try:
+            self.start()
+        except RuntimeError:
+            return False
+        return True
 
 
 def _find_programs() -> dict[str, str]:

@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 
 import httpx2
 
-from einsearch.client import Client, Search
+from einsearch.answers import Search
+from einsearch.client import Client
 from tests.waiting import wait_for
 
 COMMAND = str(Path(sys.executable).with_name("einsearch"))
@@ -63,12 +64,15 @@ def descendants(pid: int) -> list[Process]:
 class EmbeddedService:
     """A running ``einsearch up`` with its addresses, as it printed them."""
 
-    def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, home: Path, environment: Mapping[str, str], *, runners: int = 1, prefix: Sequence[str] = ()
+    ) -> None:
         self.home = home
         self.output = home.parent / f"{home.name}.out"
+        size = ["--slots", "2", "--gpus", "1", "--runners", str(runners)]
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [COMMAND, "up", "--home", str(home), "--port", "0", "--slots", "2", "--gpus", "1"],
+                [*prefix, COMMAND, "up", "--home", str(home), "--port", "0", *size],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
@@ -104,8 +108,8 @@ class EmbeddedService:
             what="a running trial",
         )
 
-    def child(self, command: str) -> Process:
-        """The process below this service whose command line holds this text, once there is one."""
+    def children(self, command: str) -> list[Process]:
+        """The processes below this service whose command line holds this text, once there is one."""
         return wait_for(
             lambda: [
                 process
@@ -113,7 +117,11 @@ class EmbeddedService:
                 if command in process.command and "einsearch.leash" not in process.command
             ],
             what=f"a process {command}",
-        )[0]
+        )
+
+    def child(self, command: str) -> Process:
+        """The first of these."""
+        return self.children(command)[0]
 
     def dashboard(self, path: str) -> list[dict[str, Any]]:
         """The rows that Ray's dashboard answers over REST."""
@@ -139,9 +147,11 @@ class EmbeddedService:
 
 
 @contextmanager
-def embedded_service(home: Path, environment: Mapping[str, str] | None = None) -> Iterator[EmbeddedService]:
-    """A service that is stopped in the end, if the test has not done so."""
-    service = EmbeddedService(home, environment or {})
+def embedded_service(
+    home: Path, environment: Mapping[str, str] | None = None, *, runners: int = 1, prefix: Sequence[str] = ()
+) -> Iterator[EmbeddedService]:
+    """A service that is stopped in the end, if the test has not done so; ``prefix``: a command that runs its command."""
+    service = EmbeddedService(home, environment or {}, runners=runners, prefix=prefix)
     try:
         yield service
     finally:

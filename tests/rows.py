@@ -14,9 +14,12 @@ from search.spec import Budget, SearchSpec
 from search.states import SearchState
 from search.structure import structure_of
 from search.trial import Outcome, Report
-from service import repositories, searches, trials
+from service import leases, repositories, searches, trials
 from service.database import Database
-from service.models import Base, Trial
+from service.keys import LOCAL, Caller
+from service.leases import Lease
+from service.models import Base, Search, Trial
+from service.transitions import move_search
 
 TINY = CharLM(dense_width=8, num_heads=1, depth=1, context=16, batch_size=8, train_flops=1e6)
 """A proxy whose trials take some ten milliseconds."""
@@ -41,12 +44,12 @@ class Rows:
 
     database: Database
 
-    def search(self, spec: SearchSpec = SPEC, state: SearchState = SearchState.RUNNING) -> str:
+    def search(self, spec: SearchSpec = SPEC, state: SearchState = SearchState.RUNNING, caller: Caller = LOCAL) -> str:
         """A search in a state."""
         with self.database.write() as session:
-            search = searches.submit(session, spec, None).search
+            search = searches.submit(session, spec, None, caller).search
             for step in _PATHS[state]:
-                search.to(step)
+                move_search(session, search, step)
             return search.id
 
     def trial(self, search_id: str, theta: Theta, replicate: int = 0) -> str:
@@ -57,17 +60,42 @@ class Rows:
     def all_proposed(self, search_id: str, thetas: Iterable[Theta], replicate: int = 0) -> list[str]:
         """Proposed trials of these structures."""
         with self.database.write() as session:
-            return [_propose(session, search_id, theta, replicate).id for theta in thetas]
+            search = repositories.search_by_id(session, search_id, lock=True)
+            return [_propose(session, search, theta, replicate).id for theta in thetas]
+
+    def lease(self, search_id: str) -> Lease:
+        """The lease of a runner that carries the search out; a new one where nobody does."""
+        with self.database.write() as session:
+            search = repositories.search_by_id(session, search_id, lock=True)
+            if search.runner_id is None:
+                search.runner_id, search.epoch = leases.enrol(session, 60).id, search.epoch + 1
+            return Lease.of(search)
 
     def attempt(self, trial_id: str, slot: str = "slot") -> str:
         """A running attempt at a trial."""
+        lease = self.lease(trial_id.split("-")[0])
         with self.database.write() as session:
-            return trials.start(session, repositories.trial_by_id(session, trial_id), slot).id
+            search = leases.held(session, lease)
+            return trials.start(session, search, repositories.trial_by_id(session, trial_id), slot).id
 
     def outcome(self, attempt_id: str, outcome: Outcome) -> None:
         """The end of an attempt."""
+        lease = self.lease(attempt_id.split("-")[0])
         with self.database.write() as session:
-            trials.record_outcome(session, attempt_id, outcome)
+            trials.record_outcome(session, lease, attempt_id, outcome)
+
+    def progress(self, attempt_id: str, *points: Report) -> None:
+        """What an attempt reports, each point by itself."""
+        lease = self.lease(attempt_id.split("-")[0])
+        for report in points:
+            with self.database.write() as session:
+                trials.record_progress(session, lease, attempt_id, report)
+
+    def loss(self, attempt_id: str, reason: str = "the node is gone") -> None:
+        """The loss of an attempt's slot."""
+        lease = self.lease(attempt_id.split("-")[0])
+        with self.database.write() as session:
+            trials.record_loss(session, lease, attempt_id, reason)
 
     def completed(self, search_id: str, theta: Theta, loss: float, replicate: int = 0) -> str:
         """A trial with a loss."""
@@ -76,26 +104,31 @@ class Rows:
 
     def all_completed(self, search_id: str, losses: Iterable[tuple[Theta, float]], replicate: int = 0) -> list[str]:
         """Trials with these losses, one after the other."""
+        lease = self.lease(search_id)
         with self.database.write() as session:
-            return [_complete(session, _propose(session, search_id, theta, replicate), loss) for theta, loss in losses]
+            search = leases.held(session, lease)
+            return [
+                _complete(session, lease, search, _propose(session, search, theta, replicate), loss)
+                for theta, loss in losses
+            ]
 
 
-def _propose(session: Session, search_id: str, theta: Theta, replicate: int) -> Trial:
-    search = repositories.search_by_id(session, search_id)
-    number = repositories.num_trials(session, search_id)
+def _propose(session: Session, search: Search, theta: Theta, replicate: int) -> Trial:
     proposal = Proposal(
-        number=number,
+        number=search.num_trials,
         replicate=replicate,
         structure=structure_of(theta, search.spec.proxy),
-        seed=1000 + number,
-        history_size=repositories.num_finished(session, search_id),
+        seed=1000 + search.num_trials,
+        history_size=search.num_finished,
     )
     return trials.add(session, search, proposal)
 
 
-def _complete(session: Session, trial: Trial, loss: float) -> str:
-    attempt = trials.start(session, trial, "slot")
-    trials.record_outcome(session, attempt.id, Outcome.completed(loss=loss, curve=(point(1, loss),)))
+def _complete(session: Session, lease: Lease, search: Search, trial: Trial, loss: float) -> str:
+    attempt = trials.start(session, search, trial, "slot")
+    session.flush()
+    outcome = Outcome.completed(loss=loss, curve=(point(1, loss),), seconds=1.0)
+    trials.record_outcome(session, lease, attempt.id, outcome)
     return trial.id
 
 

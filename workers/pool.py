@@ -5,7 +5,7 @@ so that what a slot says late, or twice, or after its runner was replaced, is st
 """
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,10 @@ from workers.workspace import Workspace
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assignment:
-    """One attempt at one trial, for one slot; ``label`` is what people see of it while it runs."""
+    """One attempt at one trial, for one slot; ``label`` is what people see of it while it runs.
+
+    ``key`` is the attempt's id, ``<search>-<trial number>-<attempt number>``.
+    """
 
     key: str
     label: str
@@ -50,31 +53,87 @@ class Lost:
 Event = Progress | Finished | Lost
 
 
+class PoolGone(Exception):
+    """The cluster is gone, or answers no more: this process cannot reach another one; start a new process."""
+
+
 class Pool(Protocol):
-    """Slots of a cluster, or of this process."""
+    """Slots of a cluster, or of this process. Several runners may have pools on one cluster; each slot has one owner."""
+
+    @property
+    def num_slots(self) -> int:
+        """How many slots this pool holds, busy, idle or starting."""
+        ...
 
     def assignments(self) -> Mapping[str, str]:
         """The keys of the assignments that run, or whose end was not yet told, with the names of their slots."""
         ...
 
+    def alone(self, resources: Resources) -> Resources:
+        """The resources that give a trial, which had not enough memory with ``resources``, a device to itself."""
+        ...
+
     def reserve(self, resources: Resources, *, wanted: int) -> str | None:
-        """The name of an idle slot with these resources, or None; makes up to ``wanted`` slots ready where there is room."""
+        """The name of an idle slot with these resources, or None; makes up to ``wanted`` slots ready where there is room.
+
+        Raises:
+            PoolGone: the cluster is gone.
+        """
         ...
 
     def missing(self, resources: Resources) -> str | None:
-        """Why no slot with these resources can exist on this cluster as it is, or None where one can."""
+        """Why no slot with these resources can exist on this cluster as it is, or None where one can.
+
+        Raises:
+            PoolGone: the cluster is gone.
+        """
+        ...
+
+    def keep_at_most(self, number: int | None) -> None:
+        """Hold at most so many slots from now on (None: no limit): above it idle slots are ended, and none are made."""
         ...
 
     def submit(self, slot: str, assignment: Assignment) -> None:
-        """Start an assignment on a reserved slot."""
+        """Start an assignment on a reserved slot. Where the slot has another owner by now it is told as ``Lost``."""
+        ...
+
+    def adopt(self, slot: str, key: str) -> bool:
+        """Take an assignment over that another runner gave to ``slot``, which then refuses that runner's calls.
+
+        True where the slot runs ``key``, or ran it last: its end is then told, again, by ``wait``. False where the slot is
+        gone, does not answer within a few seconds, or holds something else.
+
+        Raises:
+            PoolGone: the cluster is gone.
+        """
+        ...
+
+    def abandon(self, key: str) -> None:
+        """Forget an assignment, and its slot, that another runner has taken over. Nothing is told of it any more."""
+        ...
+
+    def reclaim(self, owners: Collection[str]) -> None:
+        """Take over, or end, the idle slots whose owner is none of ``owners``; those that are busy are left alone.
+
+        Raises:
+            PoolGone: the cluster is gone.
+        """
         ...
 
     def stop(self, key: str) -> None:
-        """Ask an assignment to end soon; it ends as cancelled."""
+        """End an assignment as cancelled, soon; what does not heed it is ended by force. To call it again is harmless."""
+        ...
+
+    def checkpoint(self, key: str) -> None:
+        """Ask an assignment to write a checkpoint and to end as checkpointed. To call it again is harmless."""
         ...
 
     def wait(self, timeout: float) -> Sequence[Event]:
-        """What happened, waiting at most ``timeout`` seconds for something to happen."""
+        """What happened, waiting at most ``timeout`` seconds for something to happen.
+
+        Raises:
+            PoolGone: the cluster is gone.
+        """
         ...
 
     def close(self) -> None:
@@ -101,43 +160,82 @@ class LocalPool:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._assignment: Assignment | None = None
+        self._last: Finished | None = None
+        self._retell: Finished | None = None
         self._stopped: set[str] = set()
+        self._checkpointed: set[str] = set()
+        self._limit: int | None = None
+
+    @property
+    def num_slots(self) -> int:
+        """See ``Pool.num_slots``."""
+        return 1 if self.assignments() or self._limit != 0 else 0
 
     def assignments(self) -> Mapping[str, str]:
         """See ``Pool.assignments``."""
-        return {self._assignment.key: self.SLOT} if self._assignment else {}
+        held = self._assignment or self._retell
+        return {held.key: self.SLOT} if held else {}
+
+    def alone(self, resources: Resources) -> Resources:
+        """See ``Pool.alone``; there is one slot, and it is alone."""
+        return resources
 
     def reserve(self, resources: Resources, *, wanted: int) -> str | None:
         """See ``Pool.reserve``; every resource is taken to be there."""
-        return None if self._assignment else self.SLOT
+        return None if self.assignments() or self._limit == 0 else self.SLOT
 
     def missing(self, resources: Resources) -> str | None:
         """See ``Pool.missing``."""
         return None
 
+    def keep_at_most(self, number: int | None) -> None:
+        """See ``Pool.keep_at_most``."""
+        self._limit = number
+
     def submit(self, slot: str, assignment: Assignment) -> None:
         """See ``Pool.submit``."""
-        assert self._assignment is None, "the slot was not reserved"
+        assert not self.assignments(), "the slot was not reserved"
         self._assignment = assignment
 
+    def adopt(self, slot: str, key: str) -> bool:
+        """See ``Pool.adopt``; only what this very pool was given can be found here."""
+        if slot == self.SLOT and self._assignment is None and self._last and self._last.key == key:
+            self._retell = self._last
+        return slot == self.SLOT and key in self.assignments()
+
+    def abandon(self, key: str) -> None:
+        """See ``Pool.abandon``."""
+        if key in self.assignments():
+            self._assignment = self._retell = None
+
+    def reclaim(self, owners: Collection[str]) -> None:
+        """See ``Pool.reclaim``; nobody else has slots here."""
+
     def stop(self, key: str) -> None:
-        """See ``Pool.stop``; a trial that already runs is not interrupted."""
+        """See ``Pool.stop``; it must come before, or out of, the wait in which the trial runs, and is never forced."""
         self._stopped.add(key)
+
+    def checkpoint(self, key: str) -> None:
+        """See ``Pool.checkpoint``; it must come before, or out of, the wait in which the trial runs."""
+        self._checkpointed.add(key)
 
     def wait(self, timeout: float) -> Sequence[Event]:
         """Run the assignment to its end, however long that takes, and tell all of it at once."""
-        if self._assignment is None:
-            return []
+        retold, self._retell = self._retell, None
+        if retold or self._assignment is None:
+            return [retold] if retold else []
         key, spec = self._assignment.key, self._assignment.spec
         events: list[Event] = []
         outcome = run_assignment(
             spec,
             self._workspace,
+            key=key,
             report=lambda report: events.append(Progress(key=key, report=report)),
             should_stop=lambda: key in self._stopped,
+            should_checkpoint=lambda: key in self._checkpointed,
         )
-        self._assignment = None
-        return [*events, Finished(key=key, outcome=outcome)]
+        self._last, self._assignment = Finished(key=key, outcome=outcome), None
+        return [*events, self._last]
 
     def close(self) -> None:
         """See ``Pool.close``."""

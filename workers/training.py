@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -27,87 +28,139 @@ class Diverged(Exception):
     """Training left the region where it could still give a result; the message says where and how."""
 
 
-class Stopped(Exception):
-    """Training was told to stop."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What the loop needs to know of a proxy: batches, a loss, an evaluation, and the loss of a model that knows nothing."""
+    """What the loop needs to know of a proxy: batches, a loss, an evaluation, and the loss of a model that knows nothing.
+
+    ``batches`` never ends. It draws every batch from ``generator``, or from torch's, and remembers nothing else from one
+    batch to the next: restoring the generators is enough to continue it.
+    """
 
     batches: Iterator[Batch]
+    generator: np.random.Generator
     loss: Callable[[nn.Module, Batch], Tensor]
     held_out_loss: Callable[[nn.Module], float]
     uninformed_loss: float
 
 
-def train(
-    model: nn.Module,
-    groups: list[dict[str, object]],
-    task: Task,
-    *,
-    num_steps: int,
-    checkpoint: Callable[[int, float], None],
-    should_stop: Callable[[], bool],
-) -> float:
-    """Train for ``num_steps``; return the held-out loss of the averaged weights at the end.
+class Training:
+    """A model in training: everything that a step changes, so that what was saved continues to the same last bit."""
 
-    ``checkpoint(step, loss)`` is called at every half power of 2 of the budget, and at its end.
+    def __init__(self, model: nn.Module, groups: list[dict[str, object]], task: Task, *, num_steps: int) -> None:
+        self.model, self.task, self.num_steps = model, task, num_steps
+        self.step = 0
+        self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True)
+        warmup = min(WARMUP_STEPS, max(1, num_steps // 10))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: min(1.0, (step + 1) / warmup))
+        self.averaged = AveragedModel(model, multi_avg_fn=_average)
+        # The worst loss since the start, because what explodes may end as a dead network with a harmless loss.
+        self.worst = torch.zeros((), device=self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def advance(self) -> None:
+        """Take one step."""
+        batch = next(self.task.batches)
+        self.optimiser.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss = self.task.loss(self.model, batch)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        self.optimiser.step()
+        self.schedule.step()
+        self.averaged.update_parameters(self.model)
+        self.worst = torch.maximum(self.worst, loss.detach().abs())
+        self.step += 1
+
+    def score(self) -> float:
+        """The held-out loss of the averaged weights.
+
+        Raises:
+            Diverged: it is not finite, or much worse than that of a model that knows nothing.
+        """
+        with torch.no_grad():
+            loss = self.task.held_out_loss(self.averaged.module)
+        self._require("held-out", loss, _HOPELESS)
+        return loss
+
+    def check(self) -> None:
+        """See whether a training loss was ever out of bounds.
+
+        Raises:
+            Diverged: one was.
+        """
+        self._require("training", self.worst.item(), _EXPLODED)
+
+    def state_dict(self) -> dict[str, object]:
+        """All of it, the generators' states included, as tensors and plain values."""
+        on_gpu = self.device.type == "cuda"
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "worst": self.worst,
+            "batches": self.task.generator.bit_generator.state,
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.device) if on_gpu else None,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go back to where ``saved`` was taken, from a run with the same model and the same number of steps."""
+        self.step = saved["step"]
+        self.model.load_state_dict(saved["model"])
+        self.averaged.load_state_dict(saved["averaged"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.schedule.load_state_dict(saved["schedule"])
+        self.worst = saved["worst"].to(self.device)
+        self.task.generator.bit_generator.state = saved["batches"]
+        torch.set_rng_state(saved["torch"])
+        if self.device.type == "cuda" and saved["cuda"] is not None:
+            torch.cuda.set_rng_state(saved["cuda"], self.device)
+
+    def _require(self, kind: str, loss: float, times: float) -> None:
+        uninformed = self.task.uninformed_loss
+        if not loss <= times * uninformed:  # written so that NaN diverges too
+            raise Diverged(
+                f"the {kind} loss is {loss:.4g} at step {self.step} of {self.num_steps}; "
+                f"a model that knows nothing has {uninformed:.4g}"
+            )
+
+
+def train(
+    training: Training, *, record: Callable[[int, float], None], before_step: Callable[[Training], None]
+) -> float:
+    """Train to the last step; return the held-out loss of the averaged weights there.
+
+    ``record(step, loss)`` is called at every half power of 2 of the budget, and at its end. ``before_step(training)`` may
+    save what it is given; what it raises ends the run.
 
     Raises:
         Diverged: a loss is not finite, or the averaged weights do much worse than a model that knows nothing.
-        Stopped: ``should_stop`` said so between two steps.
     """
-    device = next(model.parameters()).device
-    optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True)
-    warmup = min(WARMUP_STEPS, max(1, num_steps // 10))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / warmup))
-    averaged = AveragedModel(model, multi_avg_fn=_average)
-    marks = checkpoints(num_steps)
+    marks = curve_steps(training.num_steps)
     held_out = math.inf
-    worst = torch.zeros((), device=device)
-    for step, batch in enumerate(islice(task.batches, num_steps), start=1):
-        if should_stop():
-            raise Stopped
-        optimiser.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = task.loss(model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-        optimiser.step()
-        schedule.step()
-        averaged.update_parameters(model)
-        # The worst since the start, because what explodes may end as a dead network with a loss that looks harmless.
-        worst = torch.maximum(worst, loss.detach().abs())
-        if step % _CHECK_EVERY == 0 or step in marks:
-            _require("training", worst.item(), _EXPLODED * task.uninformed_loss, task, step, num_steps)
-        if step in marks:
-            held_out = _score(averaged, task, step, num_steps)
-            checkpoint(step, held_out)
+    while training.step < training.num_steps:
+        before_step(training)
+        training.advance()
+        if training.step % _CHECK_EVERY == 0 or training.step in marks:
+            training.check()
+        if training.step in marks:
+            held_out = training.score()
+            record(training.step, held_out)
     return held_out
 
 
-def checkpoints(num_steps: int) -> frozenset[int]:
+def curve_steps(num_steps: int) -> frozenset[int]:
     """The steps at 2**(-k/2) of the budget, k = 0..8, at which the learning curve gets a point."""
     return frozenset(max(1, round(num_steps * 2 ** (-k / 2))) for k in range(9))
 
 
 @torch.no_grad()
 def _average(averaged: _Tensors, current: _Tensors, num_averaged: Tensor | int) -> None:
-    # avg_t = lerp(avg, w, 11 / (t + 10)): about the last tenth of the run at every t, so that each checkpoint can be used.
+    # avg_t = lerp(avg, w, 11 / (t + 10)): about the last tenth of the run at every t, so that each point can be used.
     # Measured to cut the noise between seeds 2.5 times against the last iterate.
     torch._foreach_lerp_(list(averaged), list(current), 11 / (int(num_averaged) + 11))
-
-
-def _score(averaged: AveragedModel, task: Task, step: int, num_steps: int) -> float:
-    with torch.no_grad():
-        loss = task.held_out_loss(averaged.module)
-    _require("held-out", loss, _HOPELESS * task.uninformed_loss, task, step, num_steps)
-    return loss
-
-
-def _require(kind: str, loss: float, limit: float, task: Task, step: int, num_steps: int) -> None:
-    if not loss <= limit:  # written so that NaN diverges too
-        raise Diverged(
-            f"the {kind} loss is {loss:.4g} at step {step} of {num_steps}; "
-            f"a model that knows nothing has {task.uninformed_loss:.4g}"
-        )

@@ -1,20 +1,26 @@
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
+from httpx2 import Response
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.testclient import TestClient
 
 from api.errors import add_handlers
+from service.errors import ServiceError
 from tests.api.problems import problem_of
 from tests.bodies import DESCRIBE, EXAMPLE, MONARCH, json_values, mutations
 from tests.rows import Rows, contents
 
 JSON = {"content-type": "application/json"}
 MISSING = "this field is required"
+NO_LIMIT = "expected max_trials, max_seconds or max_train_flops to be given, got None"
 
 
 def _at(pointer: str, value: Any, body: Any = EXAMPLE) -> Any:
@@ -50,7 +56,14 @@ OBJECTS = ("/proxy", "/space", "/space/constraints", "/sampler", "/pruner", "/bu
 
 SEARCHES = [
     *(_case(pointer, value, "expected a whole number from") for pointer in COUNTS for value in NO_COUNTS),
-    *(_case(pointer, value, "Input should be a ") for pointer in COUNTS for value in NO_WHOLE_NUMBERS),
+    *(
+        _case(pointer, value, "Input should be a ")
+        for pointer in COUNTS
+        for value in NO_WHOLE_NUMBERS
+        if (pointer, value) != ("/budget/max_trials", None)
+    ),
+    _case("/budget/max_trials", None, NO_LIMIT),
+    _case("/budget", {}, NO_LIMIT, "/budget/max_trials"),
     *(
         _case(pointer, value, "number")
         for pointer in ("/proxy/train_flops", "/proxy/base_lr")
@@ -241,7 +254,7 @@ class TestBody:
     ) -> None:
         _refused(shared_client, "/v1/structures:describe", _at(pointer, value, DESCRIBE), where, detail)
 
-    @pytest.mark.parametrize("pointer", ["/name", "/budget", "/budget/max_trials"])
+    @pytest.mark.parametrize("pointer", ["/name", "/budget"])
     def test_of_a_search_that_lacks_something_is_refused(self, pointer: str, shared_client: TestClient) -> None:
         for path in ("/v1/searches", "/v1/searches:validate"):
             _refused(shared_client, path, _without(pointer, EXAMPLE), pointer, MISSING)
@@ -445,16 +458,72 @@ class TestParameters:
             problem_of(response, response.status_code)
 
 
+class Fault(Exception):
+    """What a driver of a database raises, with the code that Postgres gives."""
+
+    def __init__(self, sqlstate: str) -> None:
+        super().__init__("secret")
+        self.sqlstate = sqlstate
+
+
+class Teapot(ServiceError):
+    """A refusal of its own kind."""
+
+    status_code = 418
+    code = "teapot"
+    headers = MappingProxyType({"Retry-After": "7", "X-Tea": "green"})
+
+
+def _answer_to(error: Exception) -> Response:
+    """What a request is answered that ends with an error."""
+    app = FastAPI()
+    add_handlers(app)
+
+    @app.get("/")
+    def fail() -> None:
+        raise error
+
+    with TestClient(app, raise_server_exceptions=False) as client:
+        return client.get("/", headers={"X-Request-Id": "from-the-client"})
+
+
+class TestRefusals:
+    def test_of_any_kind_are_told_with_their_headers(self) -> None:
+        response = _answer_to(Teapot("short and stout"))
+        assert problem_of(response, 418, "teapot").detail == "short and stout"
+        assert (response.headers["retry-after"], response.headers["x-tea"]) == ("7", "green")
+
+    def test_name_the_request(self) -> None:
+        for error, status in ((Teapot("short"), 418), (HTTPException(404), 404), (RuntimeError(), 500)):
+            response = _answer_to(error)
+            assert problem_of(response, status).request_id == "from-the-client"
+            assert response.headers["x-request-id"] == "from-the-client"
+
+
+class TestDatabase:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OperationalError("SELECT secret", {}, Fault("57P01")),
+            InterfaceError("SELECT secret", {}, Fault("")),
+            PoolTimeout("QueuePool limit of size 5 overflow 10 reached"),
+            ProgrammingError("SELECT secret", {}, Fault("42P01")),
+            ProgrammingError("SELECT secret", {}, Fault("42703")),
+        ],
+        ids=["no answer", "no connection", "no free connection", "no table", "no column"],
+    )
+    def test_that_cannot_be_used_now_is_told_as_that(self, error: Exception) -> None:
+        response = _answer_to(error)
+        problem_of(response, 503, "database_unavailable")
+        assert response.headers["retry-after"] == "5"
+        assert "secret" not in response.text
+
+    def test_that_refuses_a_wrong_statement_is_not_to_blame(self) -> None:
+        problem_of(_answer_to(ProgrammingError("SELECT secret", {}, Fault("42601"))), 500, "internal_error")
+
+
 class TestUnexpected:
     def test_faults_tell_nothing_of_the_inside(self) -> None:
-        app = FastAPI()
-        add_handlers(app)
-
-        @app.get("/")
-        def fail() -> None:
-            raise RuntimeError("secret")
-
-        with TestClient(app, raise_server_exceptions=False) as client:
-            response = client.get("/")
+        response = _answer_to(RuntimeError("secret"))
         problem_of(response, 500, "internal_error")
         assert "secret" not in response.text

@@ -15,7 +15,7 @@ from search.trial import Outcome
 from service import repositories
 from tests.api.problems import problem_of
 from tests.bodies import EXAMPLE
-from tests.rows import SPEC, Rows, contents
+from tests.rows import SPEC, TINY, Rows, contents
 
 MINIMAL = {"name": "minimal", "budget": {"max_trials": 1}}
 
@@ -36,6 +36,12 @@ REFUSED = [
 ]
 
 
+def _but_for_the_clock(search: dict[str, Any]) -> dict[str, Any]:
+    """A search without the seconds that it has run, which pass between two looks."""
+    progress = {name: value for name, value in search["progress"].items() if name != "seconds"}
+    return {**search, "progress": progress}
+
+
 def _is_within(part: Any, whole: Any) -> bool:
     """Whether everything that ``part`` says, ``whole`` says too."""
     if isinstance(part, dict):
@@ -52,8 +58,18 @@ class TestSubmit:
         search = response.json()
         assert _is_within(EXAMPLE, search["spec"])
         assert (search["name"], search["state"]) == ("btt on text", "QUEUED")
-        assert (search["reason"], search["waiting_for"]) == (None, None)
-        assert search["progress"] == {"max_trials": 20, "finished": 0, "counts": {}, "best_loss": None}
+        assert search["reason"] is None
+        assert search["waiting_for"].startswith("no runner is alive")
+        assert (search["owner"], search["runner_id"], search["last_event"]) == ("local", None, 1)
+        assert search["progress"] == {
+            "max_trials": 20,
+            "finished": 0,
+            "counts": {},
+            "best_loss": None,
+            "seconds": 0.0,
+            "train_flops": 0.0,
+            "num_retries": 0,
+        }
 
     def test_says_where_the_search_is(self, client: TestClient) -> None:
         response = client.post("/v1/searches", json=EXAMPLE)
@@ -127,12 +143,16 @@ class TestList:
         rows.completed(search_id, NAMED["btt"], 1.5)
         rows.attempt(rows.trial(search_id, NAMED["dense"]))
         (listed,) = client.get("/v1/searches").json()["items"]
-        assert listed == client.get(f"/v1/searches/{search_id}").json()
-        assert listed["progress"] == {
+        shown = client.get(f"/v1/searches/{search_id}").json()
+        assert _but_for_the_clock(listed) == _but_for_the_clock(shown)
+        assert 0 <= listed["progress"]["seconds"] <= shown["progress"]["seconds"]
+        assert _but_for_the_clock(listed)["progress"] == {
             "max_trials": 10,
             "finished": 1,
             "counts": {"COMPLETED": 1, "RUNNING": 1},
             "best_loss": 1.5,
+            "train_flops": 2 * TINY.train_flops,
+            "num_retries": 0,
         }
 
     def test_of_no_search_is_empty(self, client: TestClient) -> None:
@@ -164,8 +184,9 @@ class TestActions:
         response = client.post(f"/v1/searches/{search_id}:{action}")
         assert response.status_code == 200
         assert response.json()["state"] == ALLOWED[action, state]
-        assert response.json()["reason"] == ("USER" if action == "cancel" else None)
-        assert client.get(f"/v1/searches/{search_id}").json() == response.json()
+        assert response.json()["reason"] == (None if action == "resume" else "USER")
+        shown = client.get(f"/v1/searches/{search_id}").json()
+        assert _but_for_the_clock(shown) == _but_for_the_clock(response.json())
 
     @pytest.mark.parametrize(("action", "state"), REFUSED, ids=str)
     def test_that_are_refused_change_nothing(

@@ -4,10 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from einlayers.theta import NAMED, Theta
-from service.repositories import METRICS
+from service import trials
+from service.listings import METRICS
+from service.models import Trial
 from tests.api.problems import problem_of
 from tests.bodies import DESCRIBE, MONARCH
 from tests.rows import SPEC, TINY, Rows
@@ -34,7 +37,11 @@ class TestList:
         """Completed trials of two searches, with equal losses among them."""
         first, second = rows.search(WIDE), rows.search(WIDE)
         losses = [(theta, 1 + number % 5 / 4) for number, theta in enumerate(THETAS)]
-        return [*rows.all_completed(first, losses[::2]), *rows.all_completed(second, losses[1::2])]
+        made = [*rows.all_completed(first, losses[::2]), *rows.all_completed(second, losses[1::2])]
+        with rows.database.write() as session:
+            for trial in session.scalars(select(Trial)):
+                trial.seconds = 1.0 + trial.number % 4
+        return made
 
     @pytest.mark.parametrize("metric", METRICS)
     def test_is_in_the_order_of_any_metric(self, metric: str, structures: list[str], client: TestClient) -> None:
@@ -65,10 +72,42 @@ class TestList:
     def test_shows_the_proxy_that_gave_the_loss(self, structures: list[str], client: TestClient) -> None:
         assert {item["proxy"]["width"] for item in _all(client)} == {256}
 
-    def test_refuses_the_token_of_another_order(self, structures: list[str], client: TestClient) -> None:
+    def test_keeps_to_an_origin(self, structures: list[str], client: TestClient) -> None:
+        assert _all(client, origin="search") == _all(client)
+        assert _all(client, origin="user") == []
+
+    def test_hides_what_is_excluded_unless_asked(self, structures: list[str], rows: Rows, client: TestClient) -> None:
+        everything = _all(client)
+        with rows.database.write() as session:
+            trials.exclude(session, structures[3], "trained on the wrong text")
+        assert _all(client) == [item for item in everything if item["id"] != structures[3]]
+        assert [item["id"] for item in _all(client, include_excluded=True)] == [item["id"] for item in everything]
+
+    @pytest.mark.parametrize(
+        "other", [{"order_by": "psi"}, {"descending": True}, {"family": "btt"}, {"loss_max": 9}], ids=lambda it: str(it)
+    )
+    def test_refuses_the_token_of_another_list(
+        self, other: Mapping[str, Any], structures: list[str], client: TestClient
+    ) -> None:
         token = client.get("/v1/structures?page_size=1").json()["next_page_token"]
-        response = client.get("/v1/structures", params={"order_by": "psi", "page_token": token})
-        problem_of(response, 400, "bad_page_token")
+        problem_of(client.get("/v1/structures", params={**other, "page_token": token}), 400, "bad_page_token")
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            *(("loss_max", "nan"), ("macs_min", "inf"), ("psi_max", "high"), ("family", "circulant"), ("origin", "me")),
+            *(("order_by", "width"), ("proxy", "../x"), ("include_excluded", "perhaps")),
+        ],
+    )
+    def test_refuses_a_filter_that_makes_no_sense(self, name: str, value: str, shared_client: TestClient) -> None:
+        problem = problem_of(shared_client.get("/v1/structures", params={name: value}), 422, "invalid_value")
+        assert [field.pointer for field in problem.errors] == [f"?{name}"]
+
+    @pytest.mark.parametrize("path", ["/v1/structures", "/v1/searches/{search_id}/trials"])
+    def test_can_be_bounded_by_every_metric(self, path: str, shared_client: TestClient) -> None:
+        parameters = shared_client.get("/openapi.json").json()["paths"][path]["get"]["parameters"]
+        bounds = {f"{metric}_{end}" for metric in METRICS for end in ("min", "max")}
+        assert {name for name in (it["name"] for it in parameters) if name.endswith(("_min", "_max"))} == bounds
 
 
 def _describe(client: TestClient, theta: Theta | Mapping[str, Any], d_in: int, d_out: int, **more: Any) -> Any:

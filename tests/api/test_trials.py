@@ -4,7 +4,6 @@ from starlette.testclient import TestClient
 from einlayers.theta import NAMED
 from search.states import TrialState
 from search.trial import Outcome
-from service import trials
 from tests.rows import TINY, Rows, point
 
 
@@ -95,8 +94,7 @@ class TestTrial:
     def test_shows_every_attempt(self, client: TestClient, rows: Rows) -> None:
         trial_id = rows.trial(rows.search(), NAMED["btt"])
         lost = rows.attempt(trial_id, "slot 1")
-        with rows.database.write() as session:
-            trials.record_loss(session, lost, "the node is gone")
+        rows.loss(lost, "the node is gone")
         rows.attempt(trial_id, "slot 2")
         trial = client.get(f"/v1/trials/{trial_id}").json()
         assert trial["state"] == "RUNNING"
@@ -120,9 +118,8 @@ class TestMeasurements:
         path = f"/v1/trials/{trial_id}/measurements"
         assert client.get(path).json() == {"items": [], "next_page_token": None}
         lost = rows.attempt(trial_id)
-        with rows.database.write() as session:
-            trials.record_progress(session, lost, point(1, 9.0))
-            trials.record_loss(session, lost, "the node is gone")
+        rows.progress(lost, point(1, 9.0))
+        rows.loss(lost)
         rows.outcome(rows.attempt(trial_id), Outcome.completed(loss=2.0, curve=(point(2, 3.0), point(4, 2.0))))
         assert client.get(path).json() == {
             "items": [

@@ -1,7 +1,8 @@
 """What every pool keeps: subclass, and give one fixture."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,16 @@ class Driver:
 
         return str(wait_for(attempt, what=f"a slot with {resources}"))
 
+    def reserve_some(self, number: int, resources: Resources) -> None:
+        """Have so many slots with these resources ready."""
+
+        def ready() -> int:
+            self.pool.reserve(resources, wanted=number)
+            self.wait()
+            return self.pool.num_slots
+
+        wait_for(ready, until=lambda num_slots: num_slots == number, what=f"{number} slots")
+
     def start(self, key: str, spec: TrialSpec, resources: Resources = WHOLE) -> str:
         """Submit an assignment to a slot of its own; the slot."""
         slot = self.reserve(resources)
@@ -53,11 +64,12 @@ class Driver:
     def end(self, key: str) -> Finished | Lost:
         """The end of an assignment, once it is told."""
 
-        def attempt() -> list[Finished | Lost]:
-            self.wait()
-            return self.ends(key)
+        return wait_for(lambda: self.heard(key), what=f"the end of {key}")[0]
 
-        return wait_for(attempt, what=f"the end of {key}")[0]
+    def heard(self, key: str) -> list[Finished | Lost]:
+        """The same as ``ends``, after another wait."""
+        self.wait()
+        return self.ends(key)
 
     def ends(self, key: str) -> list[Finished | Lost]:
         """How often, and how, the end of an assignment was told so far."""
@@ -143,3 +155,72 @@ class PoolContract:
         driver.pool.stop("b")
         driver.wait()
         assert len(driver.ends("a")) == len(driver.ends("b")) == 1
+
+    def test_checkpoints_what_it_is_asked_to_and_nothing_else(self, driver: Driver) -> None:
+        driver.start("a", micro_trial(train_flops=ENDLESS))
+        driver.pool.checkpoint("unknown")
+        driver.pool.checkpoint("a")
+        driver.pool.checkpoint("a")
+        assert driver.outcome("a").kind is OutcomeKind.CHECKPOINTED
+        driver.start("b", micro_trial())
+        driver.pool.checkpoint("a")
+        assert driver.outcome("b").kind is OutcomeKind.COMPLETED
+
+    def test_continues_in_the_next_attempt(
+        self, make_pool: Callable[[Workspace], Pool], workspace: Workspace, tmp_path: Path
+    ) -> None:
+        spec = micro_trial("btt", train_flops=2e8)
+        driver = Driver(make_pool(replace(workspace, checkpoints_dir=tmp_path / "checkpoints")))
+        driver.start("5f0c2ab91d3e-0-1", spec)
+        driver.pool.checkpoint("5f0c2ab91d3e-0-1")
+        assert driver.outcome("5f0c2ab91d3e-0-1").kind is OutcomeKind.CHECKPOINTED
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["5f0c2ab91d3e-0-1.pt"]
+        driver.start("5f0c2ab91d3e-0-2", spec)
+        outcome, expected = driver.outcome("5f0c2ab91d3e-0-2"), evaluate(spec, workspace)
+        assert (outcome.loss, outcome.curve) == (expected.loss, expected.curve)
+        assert list((tmp_path / "checkpoints").iterdir()) == []
+
+    def test_adopts_what_a_slot_runs_or_ran_last(self, driver: Driver) -> None:
+        slot = driver.start("a", micro_trial())
+        assert driver.pool.adopt(slot, "a")
+        assert not driver.pool.adopt(slot, "b")
+        assert not driver.pool.adopt("no such slot", "a")
+        first = driver.outcome("a")
+        assert driver.pool.adopt(slot, "a")
+        assert driver.pool.assignments() == {"a": slot}
+        assert driver.pool.reserve(WHOLE, wanted=1) is None
+        wait_for(lambda: driver.heard("a"), until=lambda ends: len(ends) == 2, what="the second telling")
+        assert driver.outcome("a") == first
+        assert driver.start("b", micro_trial()) == slot
+        driver.outcome("b")
+        assert not driver.pool.adopt(slot, "a")
+
+    def test_forgets_what_it_abandons(self, driver: Driver) -> None:
+        driver.start("a", micro_trial())
+        driver.pool.abandon("a")
+        driver.pool.abandon("unknown")
+        assert driver.pool.assignments() == {}
+        driver.wait()
+        assert driver.ends("a") == []
+
+    def test_holds_no_more_slots_than_it_may(self, driver: Driver) -> None:
+        driver.reserve()
+        assert driver.pool.num_slots == 1
+        driver.pool.keep_at_most(0)
+        assert driver.pool.num_slots == 0
+        assert driver.pool.reserve(WHOLE, wanted=1) is None
+        driver.pool.keep_at_most(None)
+        driver.start("a", micro_trial())
+        driver.pool.keep_at_most(0)
+        assert driver.outcome("a").kind is OutcomeKind.COMPLETED
+        assert driver.pool.num_slots == 0
+
+    def test_lets_a_trial_be_alone_with_resources_that_exist(self, driver: Driver) -> None:
+        alone = driver.pool.alone(WHOLE)
+        assert alone.cpus >= WHOLE.cpus
+        assert driver.pool.missing(alone) is None
+
+    def test_reclaims_nothing_where_there_is_nothing(self, driver: Driver) -> None:
+        driver.pool.reclaim([])
+        driver.wait()
+        assert driver.pool.assignments() == {}

@@ -1,5 +1,6 @@
 """The embedded service as a user meets it: commands typed, output read."""
 
+import csv
 import json
 import os
 import signal
@@ -22,14 +23,17 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServic
         yield running
 
 
-def einsearch(service: EmbeddedService, *arguments: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+def einsearch(
+    service: EmbeddedService | None, *arguments: str, stdin: str = "", **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    url = {"EINSEARCH_URL": service.url} if service else {}
     return subprocess.run(
         [COMMAND, *arguments],
         input=stdin,
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "EINSEARCH_URL": service.url},
+        env={**os.environ, **url, **environment},
     )
 
 
@@ -51,6 +55,28 @@ class TestCommands:
             assert f"{item['loss']:.4f}" in table
             assert str(item["replicates"][0]["seed"]) in table
         assert search_id in einsearch(service, "searches").stdout
+
+    def test_a_search_is_extended_added_to_corrected_and_taken_home(
+        self, service: EmbeddedService, tmp_path: Path
+    ) -> None:
+        search_id = service.submit("steered", trials=2, train_flops=QUICK)
+        assert einsearch(service, "pause", search_id, "--checkpoint").stdout == "PAUSED\n"
+        assert "max_trials 3," in einsearch(service, "extend", search_id, "--max-trials", "3").stdout
+        enqueued = einsearch(service, "enqueue", search_id, "low-rank").stdout.strip()
+        assert enqueued.startswith(f"{search_id}-")
+        assert einsearch(service, "resume", search_id).stdout == "RUNNING\n"
+        events = einsearch(service, "events", search_id).stdout.splitlines()
+        assert [int(line.split()[0]) for line in events] == list(range(1, len(events) + 1))
+        assert "state=COMPLETED reason=BUDGET_TRIALS" in events[-1]
+        assert "low-rank" in einsearch(service, "best", search_id).stdout
+        assert "that no other beats" in einsearch(service, "pareto", search_id, "--metrics", "loss,params").stdout
+        assert einsearch(service, "exclude", enqueued, "--reason", "on trial").returncode == 0
+        assert "low-rank" not in einsearch(service, "best", search_id).stdout
+        table = tmp_path / "all.csv"
+        assert einsearch(service, "export", search_id, "-o", str(table)).returncode == 0
+        rows = list(csv.DictReader(table.read_text().splitlines()))
+        assert [row["id"] for row in rows] == [f"{search_id}-{number}" for number in range(3)]
+        assert [row["id"] for row in rows if row["excluded"] == "true"] == [enqueued]
 
     def test_describe_shows_the_axes_of_a_named_structure(self, service: EmbeddedService) -> None:
         shown = einsearch(service, "describe", "monarch", "--d-in", "1024", "--d-out", "1024").stdout
@@ -96,6 +122,31 @@ class TestCommands:
         assert f"cannot listen on 127.0.0.1:{port}" in refused.stderr
 
 
+class TestBeyondThisMachine:
+    def test_nobody_is_let_in_without_a_key_and_nothing_is_started_before_there_is_one(self, tmp_path: Path) -> None:
+        home = str(tmp_path / "home")
+        refused = einsearch(None, "up", "--home", home, "--host", "0.0.0.0", "--port", "0")
+        assert refused.returncode == 1
+        assert "einsearch keys create --owner NAME" in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert [log.name for log in (tmp_path / "home" / "logs").iterdir()] == ["api.log"]
+
+    def test_those_with_a_key_are_served_until_it_is_revoked(self, tmp_path: Path) -> None:
+        home = tmp_path / "home"
+        made = einsearch(None, "keys", "create", "--owner", "ada", "--home", str(home))
+        key = {"EINSEARCH_API_KEY": made.stdout.strip()}
+        with embedded_service(home, {"EINSEARCH_HOST": "0.0.0.0"}, runners=2) as service:
+            assert len(service.children("service.runner")) == 2
+            refused = einsearch(service, "searches")
+            assert (refused.returncode, "--api-key" in refused.stderr) == (1, True)
+            search_id = einsearch(service, "submit", "-", stdin=search_body(), **key).stdout.strip()
+            assert "2/2" in einsearch(service, "watch", search_id, **key).stdout
+            assert "ada" in einsearch(None, "keys", "list", "--home", str(home)).stdout
+            key_id = made.stdout.split("_")[1]
+            assert einsearch(None, "keys", "revoke", key_id, "--home", str(home)).returncode == 0
+            assert "was revoked" in einsearch(service, "searches", **key).stderr
+
+
 class TestRayDashboard:
     def test_shows_the_running_trial_by_its_name_and_the_slots(self, service: EmbeddedService) -> None:
         search_id = service.submit("seen", trials=1, train_flops=LONG)
@@ -111,7 +162,7 @@ class TestRayDashboard:
         )
         assert "seen trial 0 dense(0|0|1|0|0|1|0)" in names
         actors = service.dashboard("/api/v0/actors?detail=1&limit=1000")
-        assert {actor["name"] for actor in actors if actor["state"] == "ALIVE"} >= {"slot-0"}
+        assert [actor for actor in actors if actor["state"] == "ALIVE" and actor["name"].startswith("slot-")]
         service.client.cancel(search_id)
         assert service.wait_until_final(search_id)["state"] == "CANCELLED"
 
@@ -155,6 +206,20 @@ class TestDivergence:
 
 
 class TestCtrlC:
+    def test_ends_a_start_and_what_has_been_started(self, tmp_path: Path) -> None:
+        process = subprocess.Popen(
+            [COMMAND, "up", "--home", str(tmp_path / "home"), "--port", "0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        wait_for((tmp_path / "home" / "logs" / "api.log").exists, what="the first process")
+        below = descendants(process.pid)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+        assert (process.returncode, said) == (130, "stopped before it was up\n")
+        assert not [child for child in below if processes().get(child.pid) == child]
+
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_stops_every_process_and_the_next_start_goes_on(self, tmp_path: Path, number: int) -> None:
         with embedded_service(tmp_path / "home") as service:

@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from einlayers.theta import NAMED
 from service import migrate
 from service.database import Database
-from service.models import Base
+from service.models import ApiKey, Base, Delivery, IdempotencyKey, ParetoFront, Search, Webhook
 from tests.rows import Rows, contents
 
 REVISIONS = [script.revision for script in ScriptDirectory.from_config(migrate.configuration("")).walk_revisions()]
@@ -35,6 +35,18 @@ def _fill(rows: Rows) -> None:
     search_id = rows.search()
     rows.completed(search_id, NAMED["btt"], 1.0)
     rows.attempt(rows.trial(search_id, NAMED["monarch"]))
+    with rows.database.write() as session:
+        time = session.get_one(Search, search_id).created_at
+        session.add(ApiKey(id="key", hash="0" * 64, owner="a", scopes=["read"], created_at=time))
+        session.add(
+            IdempotencyKey(owner="a", key="once", fingerprint="0" * 64, status=201, answer={"id": "a"}, created_at=time)
+        )
+        session.add(ParetoFront(search_id=search_id, metrics="loss,params", seen=1, digests=["a"]))
+        session.add(
+            Webhook(id="hook", owner="a", url="http://a", secret="b", search_id=search_id, kinds=[], created_at=time)
+        )
+        session.flush()
+        session.add(Delivery(webhook_id="hook", search_id=search_id, delivered=1, failures=0, not_before=time))
 
 
 class TestMigrations:
@@ -47,6 +59,7 @@ class TestMigrations:
 
     def test_can_be_undone_with_rows_in_the_tables(self, rows: Rows, database_url: str) -> None:
         _fill(rows)
+        assert all(contents(rows.database).values())
         command.downgrade(migrate.configuration(database_url), "base")
         assert inspect(rows.database.engine).get_table_names() == ["alembic_version"]
 
@@ -79,7 +92,7 @@ class TestMigrations:
     def test_keep_a_row_from_losing_what_it_hangs_on(self, rows: Rows) -> None:
         _fill(rows)
         before = contents(rows.database)
-        for table in ("searches", "trials", "attempts"):
+        for table in ("searches", "trials", "attempts", "webhooks"):
             with pytest.raises(IntegrityError), rows.database.write() as session:
                 session.execute(Base.metadata.tables[table].delete())
         assert contents(rows.database) == before

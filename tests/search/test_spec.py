@@ -68,13 +68,47 @@ class TestSearchSpec:
 
 
 class TestBudget:
-    @pytest.mark.parametrize("value", [0, 100_001, *NO_WHOLE_NUMBER])
+    @pytest.mark.parametrize("value", [0, 100_001, *(value for value in NO_WHOLE_NUMBER if value is not None)])
     def test_refuses_a_number_of_trials_that_is_none(self, value: object) -> None:
         error = _refused("max_trials", lambda: Budget(max_trials=value))  # type: ignore[arg-type]  # the point
         assert error.expected == "a whole number from 1 to 100000"
 
     def test_takes_one_trial(self) -> None:
         assert Budget(max_trials=1).max_trials == 1
+
+    @pytest.mark.parametrize("value", [0.5, -1, 1e10, float("nan"), float("inf"), True])
+    def test_refuses_a_time_that_is_none(self, value: float) -> None:
+        _refused("max_seconds", lambda: Budget(max_seconds=value))
+
+    @pytest.mark.parametrize("value", [0, 1e5, 1e27, float("nan"), True])
+    def test_refuses_compute_that_is_none(self, value: float) -> None:
+        _refused("max_train_flops", lambda: Budget(max_train_flops=value))
+
+    def test_limits_something(self) -> None:
+        error = _refused("max_trials", lambda: Budget(max_failures=3))
+        assert error.expected == "max_trials, max_seconds or max_train_flops to be given"
+
+    @pytest.mark.parametrize(
+        ("budget", "num_trials"),
+        [
+            (Budget(max_trials=5), 5),
+            (Budget(max_seconds=60), None),
+            (Budget(max_train_flops=3e9), 3),
+            (Budget(max_train_flops=2.9999e9), 2),
+            (Budget(max_trials=2, max_train_flops=3e9), 2),
+            (Budget(max_trials=9, max_train_flops=3e9), 3),
+        ],
+    )
+    def test_pays_for_whole_trials(self, budget: Budget, num_trials: int | None) -> None:
+        assert budget.num_trials(1e9) == num_trials
+
+    def test_of_three_thirds_pays_for_three(self) -> None:
+        third = 1e11 / 3
+        assert Budget(max_train_flops=third + third + third).num_trials(third) == 3
+
+    def test_that_pays_for_no_trial_is_refused(self) -> None:
+        error = _refused("budget", lambda: _spec(budget=Budget(max_train_flops=1e10)))
+        assert error.expected == "max_train_flops for at least one trial, which takes 1e+11"
 
 
 class TestSamplers:

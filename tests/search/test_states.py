@@ -24,10 +24,12 @@ LEGAL = {
         CANCELLED  ->
     """,
     AttemptState: """
-        RUNNING -> ENDED LOST CANCELLED
-        ENDED     ->
-        LOST      ->
-        CANCELLED ->
+        RUNNING -> ENDED LOST OUT_OF_MEMORY CHECKPOINTED CANCELLED
+        ENDED         ->
+        LOST          ->
+        OUT_OF_MEMORY ->
+        CHECKPOINTED  ->
+        CANCELLED     ->
     """,
 }
 """The machines as DESIGN.md, section 6, tells them, written out once more."""

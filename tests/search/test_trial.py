@@ -38,6 +38,8 @@ class TestOutcome:
             (Outcome.infeasible("diverged", curve=CURVE), OutcomeKind.INFEASIBLE, "diverged"),
             (Outcome.failed("Traceback"), OutcomeKind.FAILED, "Traceback"),
             (Outcome.cancelled(curve=CURVE), OutcomeKind.CANCELLED, "stopped on request"),
+            (Outcome.out_of_memory("no memory", curve=CURVE), OutcomeKind.OUT_OF_MEMORY, "no memory"),
+            (Outcome.checkpointed(curve=CURVE), OutcomeKind.CHECKPOINTED, "wrote a checkpoint on request"),
         ],
     )
     def test_ends_otherwise_with_a_reason_and_without_a_loss(

@@ -9,7 +9,7 @@ from sqlalchemy import select, text
 from einlayers.theta import NAMED, Theta
 from search.proxies import CharLM, FileCorpus, StdlibCorpus
 from search.spec import Budget, Constraints, Random, Resources, SearchSpec, Space, Tpe
-from service.models import Search, Trial, now
+from service.models import Search, Trial
 from tests.rows import SPEC, Rows
 from tests.strategies import thetas
 
@@ -55,7 +55,7 @@ class TestValues:
 
     @given(spec=specs)
     def test_a_spec_comes_back_equal(self, shared: Rows, spec: SearchSpec) -> None:
-        search = Search(id=f"{next(_numbers)}", name=spec.name, spec=spec, proxy_kind=spec.proxy.kind)
+        search = _search(spec, datetime.now(UTC))
         with shared.database.write() as session:
             session.add(search)
         with shared.database.read() as session:
@@ -88,7 +88,7 @@ class TestTimes:
         )
     )
     def test_come_back_as_the_same_instant_in_utc(self, shared: Rows, time: datetime) -> None:
-        search = Search(id=f"{next(_numbers)}", name="test", spec=SPEC, proxy_kind="char_lm", created_at=time)
+        search = _search(SPEC, time)
         with shared.database.write() as session:
             session.add(search)
         with shared.database.read() as session:
@@ -101,8 +101,17 @@ class TestTimes:
         with rows.database.read() as session:
             assert session.scalars(select(Search.finished_at)).one() is None
 
-    def test_now_is_in_utc(self) -> None:
-        assert now().tzinfo is UTC
-
 
 _numbers = count()
+
+
+def _search(spec: SearchSpec, time: datetime) -> Search:
+    return Search(
+        id=f"{next(_numbers)}",
+        name=spec.name,
+        owner="local",
+        spec=spec,
+        proxy_kind=spec.proxy.kind,
+        state_since=time,
+        created_at=time,
+    )

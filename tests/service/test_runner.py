@@ -1,25 +1,36 @@
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from einlayers.theta import NAMED
 from search.proposals import PastTrial, propose
 from search.proxies import FileCorpus
 from search.samplers.registry import make_sampler
-from search.spec import Budget, Constraints, Random, SearchSpec, Space, Tpe
+from search.spec import Budget, Constraints, Random, Resources, SearchSpec, Space, Tpe
 from search.states import AttemptState, SearchState, TrialState
-from service import repositories, searches
+from search.trial import Outcome
+from service import leases, listings, rankings, repositories, searches, trials
+from service.clock import now
 from service.database import Database
-from service.models import Search, StopReason, Trial
-from service.repositories import PageRequest
+from service.leases import LeaseLost
+from service.listings import Filters
+from service.models import Reason, Search, Trial
+from service.models import Runner as RunnerRow
+from service.paging import PageRequest
 from service.runner import Runner
 from service.trials import MAX_LOST_ATTEMPTS
 from tests.rows import TINY, contents
 from tests.service.pools import CutOff, LocalPools, PowerCut
-from workers.pool import Event, LocalPool, Pool
+from workers.pool import Event, Finished, LocalPool, Pool
 from workers.workspace import Workspace
 
 PROXY = replace(TINY, corpus=FileCorpus(path="corpus.txt"))
@@ -48,9 +59,25 @@ def _submit(database: Database, spec: SearchSpec, corpora_dir: Path) -> str:
         return searches.submit(session, spec, corpora_dir).search.id
 
 
+def _results(database: Database) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row but those of the runners, which beat."""
+    return {table: found for table, found in contents(database).items() if table != "runners"}
+
+
+def _runner(database: Database, pool: Pool) -> Runner:
+    """A runner that comes after all earlier ones are gone and their leases over."""
+    with database.write() as session:
+        session.execute(update(RunnerRow).values(expires_at=now(session)))
+        runner_id = leases.enrol(session, 60).id
+    return Runner(database, pool, runner_id, 60)
+
+
 def _run(database: Database, pool: Pool) -> None:
     """Take turns until no search is active."""
-    runner = Runner(database, pool)
+    _turn_to_the_end(_runner(database, pool))
+
+
+def _turn_to_the_end(runner: Runner) -> None:
     for _ in range(300):
         if not runner.turn(0):
             return
@@ -60,7 +87,7 @@ def _run(database: Database, pool: Pool) -> None:
 def _cut(database: Database, pool: Pool) -> None:
     """A runner that starts what it can and dies."""
     with pytest.raises(PowerCut):
-        Runner(database, pool).turn(0)
+        _runner(database, pool).turn(0)
 
 
 def _search(database: Database, search_id: str) -> Search:
@@ -68,14 +95,14 @@ def _search(database: Database, search_id: str) -> Search:
         return repositories.search_by_id(session, search_id)
 
 
-def _ending(database: Database, search_id: str) -> tuple[SearchState, StopReason | None]:
+def _ending(database: Database, search_id: str) -> tuple[SearchState, Reason | None]:
     search = _search(database, search_id)
     return search.state, search.reason
 
 
 def _trials(database: Database, search_id: str) -> Sequence[Trial]:
     with database.read() as session:
-        return repositories.trials(session, search_id, PageRequest(size=500)).items
+        return listings.trials(session, search_id, PageRequest(size=500), Filters()).items
 
 
 def _states(database: Database, search_id: str) -> list[str]:
@@ -86,7 +113,7 @@ def _attempts(trial: Trial) -> list[str]:
     return [attempt.state for attempt in trial.attempts]
 
 
-COMPLETED = (SearchState.COMPLETED, StopReason.BUDGET_TRIALS)
+COMPLETED = (SearchState.COMPLETED, Reason.BUDGET_TRIALS)
 
 
 class TestBudget:
@@ -133,7 +160,7 @@ class TestBudget:
     ) -> None:
         search_id = _submit(database, _spec(2), corpora_dir)
         _run(database, LocalPool(broken))
-        assert _ending(database, search_id) == (SearchState.FAILED, StopReason.ALL_TRIALS_FAILED)
+        assert _ending(database, search_id) == (SearchState.FAILED, Reason.ALL_TRIALS_FAILED)
         for trial in _trials(database, search_id):
             assert trial.state is TrialState.FAILED
             assert str(trial.reason).startswith("Traceback (most recent call last)")
@@ -141,11 +168,11 @@ class TestBudget:
     def test_once_spent_is_not_spent_again(self, database: Database, workspace: Workspace, corpora_dir: Path) -> None:
         _submit(database, _spec(2), corpora_dir)
         _run(database, LocalPool(workspace))
-        before = contents(database)
-        runner = Runner(database, LocalPool(workspace))
+        before = _results(database)
+        runner = _runner(database, LocalPool(workspace))
         assert not runner.turn(0)
         assert not runner.turn(0)
-        assert contents(database) == before
+        assert _results(database) == before
 
 
 class TestConcurrency:
@@ -173,16 +200,16 @@ class TestWaiting:
         self, database: Database, workspace: Workspace, corpora_dir: Path
     ) -> None:
         search_id = _submit(database, _spec(1), corpora_dir)
-        Runner(database, LocalPools(workspace, 0, missing="no machine has 8 GPUs")).turn(0)
+        _runner(database, LocalPools(workspace, 0, missing="no machine has 8 GPUs")).turn(0)
         search = _search(database, search_id)
         assert (search.state, search.waiting_for) == (SearchState.QUEUED, "no machine has 8 GPUs")
         assert _trials(database, search_id) == []
-        Runner(database, LocalPools(workspace, 0)).turn(0)
+        _runner(database, LocalPools(workspace, 0)).turn(0)
         assert _search(database, search_id).waiting_for is None
 
     def test_ends_with_the_first_slot(self, database: Database, workspace: Workspace, corpora_dir: Path) -> None:
         search_id = _submit(database, _spec(1), corpora_dir)
-        Runner(database, LocalPools(workspace, 0, missing="no machine has 8 GPUs")).turn(0)
+        _runner(database, LocalPools(workspace, 0, missing="no machine has 8 GPUs")).turn(0)
         _cut(database, CutOff(workspace, 1))
         search = _search(database, search_id)
         assert (search.state, search.waiting_for) == (SearchState.RUNNING, None)
@@ -216,7 +243,7 @@ class TestProposals:
         assert len({trial.digest for trial in trials}) == 3
         assert len({trial.seed for trial in trials}) == 5
         with database.read() as session:
-            best = repositories.best(session, search_id, 10)
+            best = rankings.best(session, search_id, 10)
         assert sorted(len(ranked.replicates) for ranked in best) == [1, 2, 2]
         assert [ranked.loss for ranked in best] == sorted(ranked.loss for ranked in best)
 
@@ -236,7 +263,7 @@ class TestProposals:
         spec = _spec(50, proxy=replace(PROXY, width=8), space=space, concurrency=2)
         search_id = _submit(database, spec, corpora_dir)
         _run(database, LocalPools(workspace, 2))
-        assert _ending(database, search_id) == (SearchState.COMPLETED, StopReason.SPACE_EXHAUSTED)
+        assert _ending(database, search_id) == (SearchState.COMPLETED, Reason.SPACE_EXHAUSTED)
         trials = _trials(database, search_id)
         # The rank of a layer of width 8 is 1 to 8, of the wide layers as of the narrow ones.
         assert 1 < len(trials) <= 8
@@ -283,14 +310,13 @@ class TestCancel:
         self, database: Database, workspace: Workspace, corpora_dir: Path
     ) -> None:
         search_id = _submit(database, _spec(9, concurrency=3), corpora_dir)
-        runner = Runner(database, LocalPools(workspace, 3))
+        runner = _runner(database, LocalPools(workspace, 3))
         runner.turn(0)
         assert _states(database, search_id) == ["RUNNING", "RUNNING", "COMPLETED"]
         with database.write() as session:
             searches.cancel(session, search_id)
-        while runner.turn(0):
-            pass
-        assert _ending(database, search_id) == (SearchState.CANCELLED, StopReason.USER)
+        _turn_to_the_end(runner)
+        assert _ending(database, search_id) == (SearchState.CANCELLED, Reason.USER)
         cancelled, also, completed = _trials(database, search_id)
         assert completed.state is TrialState.COMPLETED
         assert completed.loss is not None
@@ -308,7 +334,7 @@ class TestCancel:
                 searches.pause(session, search_id)
             searches.cancel(session, search_id)
         _run(database, LocalPool(workspace))
-        assert _ending(database, search_id) == (SearchState.CANCELLED, StopReason.USER)
+        assert _ending(database, search_id) == (SearchState.CANCELLED, Reason.USER)
         assert _trials(database, search_id) == []
 
     def test_drops_a_trial_that_waits_for_another_slot(
@@ -316,16 +342,16 @@ class TestCancel:
     ) -> None:
         search_id = _submit(database, _spec(9), corpora_dir)
         _cut(database, CutOff(workspace, 1))
-        runner = Runner(database, LocalPool(workspace))
+        runner = _runner(database, LocalPools(workspace, 0))
+        runner.turn(0)
         assert _states(database, search_id) == ["PROPOSED"]
         with database.write() as session:
             searches.cancel(session, search_id)
-        while runner.turn(0):
-            pass
+        _turn_to_the_end(runner)
         (trial,) = _trials(database, search_id)
-        assert (trial.state, trial.reason) == (TrialState.CANCELLED, "the search was cancelled")
+        assert (trial.state, trial.reason) == (TrialState.CANCELLED, "the search was stopped")
         assert _attempts(trial) == [AttemptState.LOST]
-        assert _ending(database, search_id) == (SearchState.CANCELLED, StopReason.USER)
+        assert _ending(database, search_id) == (SearchState.CANCELLED, Reason.USER)
 
     def test_of_a_search_whose_slots_are_lost_ends_too(
         self, database: Database, workspace: Workspace, corpora_dir: Path
@@ -335,18 +361,17 @@ class TestCancel:
         with database.write() as session:
             searches.cancel(session, search_id)
         _run(database, LocalPool(workspace))
-        assert _ending(database, search_id) == (SearchState.CANCELLED, StopReason.USER)
+        assert _ending(database, search_id) == (SearchState.CANCELLED, Reason.USER)
         assert _states(database, search_id) == ["CANCELLED"]
 
     def test_leaves_other_searches_alone(self, database: Database, workspace: Workspace, corpora_dir: Path) -> None:
         cancelled, other = (_submit(database, _spec(3), corpora_dir) for _ in range(2))
-        runner = Runner(database, LocalPools(workspace, 2))
+        runner = _runner(database, LocalPools(workspace, 2))
         runner.turn(0)
         with database.write() as session:
             searches.cancel(session, cancelled)
-        while runner.turn(0):
-            pass
-        assert _ending(database, cancelled) == (SearchState.CANCELLED, StopReason.USER)
+        _turn_to_the_end(runner)
+        assert _ending(database, cancelled) == (SearchState.CANCELLED, Reason.USER)
         assert _ending(database, other) == COMPLETED
 
 
@@ -355,18 +380,18 @@ class TestPause:
         self, database: Database, workspace: Workspace, corpora_dir: Path
     ) -> None:
         search_id = _submit(database, _spec(6, concurrency=3), corpora_dir)
-        runner = Runner(database, LocalPools(workspace, 3))
+        runner = _runner(database, LocalPools(workspace, 3))
         runner.turn(0)
         with database.write() as session:
             searches.pause(session, search_id)
         for _ in range(5):
-            assert not runner.turn(0)
+            runner.turn(0)
         assert _states(database, search_id) == ["COMPLETED"] * 3
-        assert _ending(database, search_id) == (SearchState.PAUSED, None)
+        assert _search(database, search_id).runner_id is None
+        assert _ending(database, search_id) == (SearchState.PAUSED, Reason.USER)
         with database.write() as session:
             searches.resume(session, search_id)
-        while runner.turn(0):
-            pass
+        _turn_to_the_end(runner)
         assert _states(database, search_id) == ["COMPLETED"] * 6
         assert _ending(database, search_id) == COMPLETED
 
@@ -374,17 +399,16 @@ class TestPause:
         self, database: Database, workspace: Workspace, corpora_dir: Path
     ) -> None:
         search_id = _submit(database, _spec(2, concurrency=2), corpora_dir)
-        runner = Runner(database, LocalPools(workspace, 2))
+        runner = _runner(database, LocalPools(workspace, 2))
         runner.turn(0)
         with database.write() as session:
             searches.pause(session, search_id)
         runner.turn(0)
         assert _states(database, search_id) == ["COMPLETED"] * 2
-        assert _ending(database, search_id) == (SearchState.PAUSED, None)
+        assert _ending(database, search_id) == (SearchState.PAUSED, Reason.USER)
         with database.write() as session:
             searches.resume(session, search_id)
-        while runner.turn(0):
-            pass
+        _turn_to_the_end(runner)
         assert _ending(database, search_id) == COMPLETED
         assert len(_trials(database, search_id)) == 2
 
@@ -409,13 +433,12 @@ class TestRestart:
         search_id = _submit(database, _spec(4, concurrency=2), corpora_dir)
         _cut(database, CutOff(workspace, 2))
         assert _states(database, search_id) == ["RUNNING"] * 2
-        runner = Runner(database, LocalPools(workspace, 2))
+        _runner(database, LocalPools(workspace, 0)).turn(0)
         for trial in _trials(database, search_id):
             assert trial.state is TrialState.PROPOSED
             assert _attempts(trial) == [AttemptState.LOST]
-            assert trial.attempts[0].reason == "no slot knew of it when the runner started"
-        while runner.turn(0):
-            pass
+            assert trial.attempts[0].reason == "its slot does not know of it"
+        _run(database, LocalPools(workspace, 2))
         assert _ending(database, search_id) == COMPLETED
         lost, again = [AttemptState.LOST, AttemptState.ENDED], [AttemptState.ENDED]
         assert [_attempts(trial) for trial in _trials(database, search_id)] == [lost, lost, again, again]
@@ -438,7 +461,7 @@ class TestRestart:
         restless = _submit(database, spec, corpora_dir)
         for _ in range(5):
             _cut(database, CutOff(workspace, 1))
-            Runner(database, LocalPool(workspace)).turn(0)
+            _runner(database, LocalPool(workspace)).turn(0)
         _run(database, LocalPool(workspace))
         assert _ending(database, restless) == COMPLETED
         assert [(trial.theta, trial.seed, trial.loss) for trial in _trials(database, restless)] == [
@@ -454,12 +477,12 @@ class TestRestart:
         _cut(database, old)
         _run(database, LocalPools(workspace, 2))
         assert _ending(database, search_id) == COMPLETED
-        before = contents(database)
+        before = _results(database)
         old.power = True
-        runner = Runner(database, old)
+        runner = _runner(database, old)
         while old.assignments():
             runner.turn(0)
-        assert contents(database) == before
+        assert _results(database) == before
 
     def test_stops_what_slots_run_that_nobody_wants(
         self, database: Database, workspace: Workspace, corpora_dir: Path
@@ -469,9 +492,10 @@ class TestRestart:
         _cut(database, old)
         _run(database, LocalPool(workspace))
         old.power = True
-        Runner(database, old)
-        (event,) = old.wait(0)
-        assert "CANCELLED" in str(event)
+        before = contents(database)["trials"]
+        _runner(database, old).turn(0)
+        assert old.assignments() == {}
+        assert contents(database)["trials"] == before
 
     def test_gives_a_trial_up_that_loses_every_slot(
         self, database: Database, workspace: Workspace, corpora_dir: Path
@@ -484,7 +508,7 @@ class TestRestart:
         assert trial.state is TrialState.FAILED
         assert str(trial.reason).startswith(f"lost its slot {MAX_LOST_ATTEMPTS} times")
         assert _attempts(trial) == [AttemptState.LOST] * MAX_LOST_ATTEMPTS
-        assert _ending(database, search_id) == (SearchState.FAILED, StopReason.ALL_TRIALS_FAILED)
+        assert _ending(database, search_id) == (SearchState.FAILED, Reason.ALL_TRIALS_FAILED)
 
 
 class TestLostSlot:
@@ -493,12 +517,11 @@ class TestLostSlot:
     ) -> None:
         search_id = _submit(database, _spec(3, concurrency=2), corpora_dir)
         pool = LocalPools(workspace, 2)
-        runner = Runner(database, pool)
+        runner = _runner(database, pool)
         runner.turn(0)
         assert _states(database, search_id) == ["RUNNING", "COMPLETED"]
         pool.lose("slot 0")
-        while runner.turn(0):
-            pass
+        _turn_to_the_end(runner)
         first, *others = _trials(database, search_id)
         assert (first.state, _attempts(first)) == (TrialState.COMPLETED, [AttemptState.LOST, AttemptState.ENDED])
         assert first.attempts[0].reason == "slot 0 is gone"
@@ -508,14 +531,237 @@ class TestLostSlot:
     def test_costs_no_trial_of_the_budget(self, database: Database, workspace: Workspace, corpora_dir: Path) -> None:
         search_id = _submit(database, _spec(3, concurrency=2), corpora_dir)
         pool = LocalPools(workspace, 2)
-        runner = Runner(database, pool)
+        runner = _runner(database, pool)
         for _ in range(MAX_LOST_ATTEMPTS - 1):
             runner.turn(0)
             pool.lose("slot 0")
-        while runner.turn(0):
-            pass
+        _turn_to_the_end(runner)
         assert _states(database, search_id) == ["COMPLETED"] * 3
         assert len(_trials(database, search_id)[0].attempts) > 2
+
+
+class TestTime:
+    def test_that_is_over_stops_what_runs_and_starts_nothing(
+        self, database: Database, workspace: Workspace, corpora_dir: Path
+    ) -> None:
+        spec = _spec(2, budget=Budget(max_seconds=1000), concurrency=3)
+        search_id = _submit(database, spec, corpora_dir)
+        runner = _runner(database, LocalPools(workspace, 3))
+        runner.turn(0)
+        assert _states(database, search_id) == ["RUNNING", "RUNNING", "COMPLETED"]
+        with database.write() as session:
+            search = repositories.search_by_id(session, search_id, lock=True)
+            search.state_since = now(session) - timedelta(seconds=1000)
+        _turn_to_the_end(runner)
+        assert _ending(database, search_id) == (SearchState.COMPLETED, Reason.BUDGET_SECONDS)
+        assert _states(database, search_id) == ["CANCELLED", "CANCELLED", "COMPLETED"]
+
+    def test_in_a_pause_does_not_count(self, database: Database, workspace: Workspace, corpora_dir: Path) -> None:
+        search_id = _submit(database, _spec(2, budget=Budget(max_trials=2, max_seconds=1000)), corpora_dir)
+        runner = _runner(database, LocalPools(workspace, 1))
+        runner.turn(0)
+        with database.write() as session:
+            searches.pause(session, search_id)
+        with database.write() as session:
+            search = repositories.search_by_id(session, search_id, lock=True)
+            search.state_since = now(session) - timedelta(seconds=5000)
+        with database.write() as session:
+            assert searches.resume(session, search_id).seconds < 1000
+        _turn_to_the_end(runner)
+        assert _ending(database, search_id) == COMPLETED
+
+
+class TestCompute:
+    @pytest.mark.parametrize("num_slots", [1, 4])
+    def test_is_never_more_than_the_budget(
+        self, num_slots: int, database: Database, workspace: Workspace, corpora_dir: Path
+    ) -> None:
+        budget = Budget(max_train_flops=3.9 * PROXY.train_flops)
+        search_id = _submit(database, _spec(1, budget=budget, concurrency=4), corpora_dir)
+        _run(database, LocalPools(workspace, num_slots))
+        assert _ending(database, search_id) == (SearchState.COMPLETED, Reason.BUDGET_TRAIN_FLOPS)
+        assert _states(database, search_id) == ["COMPLETED"] * 3
+        assert _search(database, search_id).train_flops == 3 * PROXY.train_flops
+
+
+class TestExtension:
+    @pytest.mark.parametrize("budget", [Budget(max_trials=5), Budget(max_train_flops=5 * PROXY.train_flops)])
+    def test_while_it_runs_is_spent_exactly(
+        self, budget: Budget, database: Database, workspace: Workspace, corpora_dir: Path
+    ) -> None:
+        search_id = _submit(database, _spec(2, concurrency=4), corpora_dir)
+        runner = _runner(database, LocalPools(workspace, 4))
+        runner.turn(0)
+        assert _states(database, search_id) == ["RUNNING", "COMPLETED"]
+        with database.write() as session:
+            searches.extend(session, search_id, budget)
+        _turn_to_the_end(runner)
+        assert _states(database, search_id) == ["COMPLETED"] * 5
+        assert _search(database, search_id).state is SearchState.COMPLETED
+
+
+class TestFailures:
+    def test_that_are_too_many_end_the_search(self, database: Database, broken: Workspace, corpora_dir: Path) -> None:
+        search_id = _submit(database, _spec(9, budget=Budget(max_trials=9, max_failures=2)), corpora_dir)
+        _run(database, LocalPool(broken))
+        assert _ending(database, search_id) == (SearchState.FAILED, Reason.TOO_MANY_FAILURES)
+        assert _states(database, search_id) == ["FAILED"] * 2
+
+
+class TestUsersTrial:
+    def test_runs_first_and_within_the_budget(
+        self, database: Database, workspace: Workspace, corpora_dir: Path
+    ) -> None:
+        search_id = _submit(database, _spec(3), corpora_dir)
+        with database.write() as session:
+            trials.enqueue(session, search_id, NAMED["kronecker"])
+        _run(database, LocalPool(workspace))
+        found = _trials(database, search_id)
+        assert [trial.origin for trial in found] == ["user", "search", "search"]
+        assert found[0].theta == NAMED["kronecker"]
+        assert [trial.state for trial in found] == [TrialState.COMPLETED] * 3
+
+    def test_that_comes_while_a_proposal_is_made_is_not_overwritten(
+        self, database: Database, workspace: Workspace, corpora_dir: Path
+    ) -> None:
+        search_id = _submit(database, _spec(3), corpora_dir)
+
+        class Meanwhile(LocalPool):
+            """A slot beside which, just as it is reserved for the first trial, a user adds one."""
+
+            added = False
+
+            def reserve(self, resources: Resources, *, wanted: int) -> str | None:
+                if not self.added:
+                    self.added = True
+                    with database.write() as session:
+                        trials.enqueue(session, search_id, NAMED["kronecker"])
+                return super().reserve(resources, wanted=wanted)
+
+        _run(database, Meanwhile(workspace))
+        found = _trials(database, search_id)
+        assert [(trial.number, trial.origin) for trial in found] == [(0, "user"), (1, "search"), (2, "search")]
+
+
+class TestSeveralRunners:
+    def test_share_the_searches(self, database: Database, workspace: Workspace, corpora_dir: Path) -> None:
+        ids = [_submit(database, _spec(2), corpora_dir) for _ in range(4)]
+        first = _runner(database, LocalPools(workspace, 1))
+        with database.write() as session:
+            second = Runner(database, LocalPools(workspace, 1), leases.enrol(session, 60).id, 60)
+        first.turn(0)
+        second.turn(0)
+        holders = [_search(database, search_id).runner_id for search_id in ids]
+        assert sorted(map(str, holders)) == sorted([first.id, first.id, second.id, second.id])
+        while first.turn(0) or second.turn(0):
+            pass
+        assert [_ending(database, search_id) for search_id in ids] == [COMPLETED] * 4
+        assert [_states(database, search_id) for search_id in ids] == [["COMPLETED"] * 2] * 4
+
+    def test_take_over_from_one_that_sleeps_and_it_does_no_harm_when_it_wakes(
+        self, database: Database, workspace: Workspace, corpora_dir: Path
+    ) -> None:
+        search_id = _submit(database, _spec(3, concurrency=2), corpora_dir)
+        asleep = _runner(database, LocalPools(workspace, 2))
+        asleep.turn(0)
+        assert _states(database, search_id) == ["RUNNING", "COMPLETED"]
+        _run(database, LocalPools(workspace, 2))
+        assert _ending(database, search_id) == COMPLETED
+        before = _results(database)
+        for _ in range(3):
+            asleep.turn(0)
+        after = contents(database)
+        assert [after[table] for table in ("searches", "trials", "events", "results")] == [
+            before[table] for table in ("searches", "trials", "events", "results")
+        ]
+
+    def test_find_out_in_the_middle_of_a_turn_that_their_lease_is_gone(
+        self, database: Database, workspace: Workspace, corpora_dir: Path
+    ) -> None:
+        search_id = _submit(database, _spec(3), corpora_dir)
+
+        class FallsAsleep(LocalPool):
+            """A slot whose runner sleeps through its lease between finding it and starting a trial on it."""
+
+            def reserve(self, resources: Resources, *, wanted: int) -> str | None:
+                with database.write() as session:
+                    search = repositories.search_by_id(session, search_id, lock=True)
+                    search.runner_id, search.epoch = leases.enrol(session, 60).id, search.epoch + 1
+                return super().reserve(resources, wanted=wanted)
+
+        runner = _runner(database, FallsAsleep(workspace))
+        with pytest.raises(LeaseLost):
+            runner.turn(0)
+        assert _trials(database, search_id) == []
+        assert not runner.turn(0)
+
+
+class TestMemory:
+    def test_that_ran_out_gets_the_trial_a_device_of_its_own(
+        self, database: Database, workspace: Workspace, corpora_dir: Path
+    ) -> None:
+        search_id = _submit(database, _spec(1), corpora_dir)
+        asked: list[Resources] = []
+
+        class Small(LocalPool):
+            """A slot with too little memory for a trial that has not got the device to itself."""
+
+            def alone(self, resources: Resources) -> Resources:
+                return replace(resources, gpus=1.0)
+
+            def reserve(self, resources: Resources, *, wanted: int) -> str | None:
+                asked.append(resources)
+                return super().reserve(resources, wanted=wanted)
+
+            def wait(self, timeout: float) -> Sequence[Event]:
+                if asked[-1].gpus:
+                    return super().wait(timeout)
+                keys, self._assignment = list(self.assignments()), None
+                return [Finished(key=key, outcome=Outcome.out_of_memory("too big")) for key in keys]
+
+        _run(database, Small(workspace))
+        (trial,) = _trials(database, search_id)
+        assert _attempts(trial) == [AttemptState.OUT_OF_MEMORY, AttemptState.ENDED]
+        assert (trial.state, trial.alone) == (TrialState.COMPLETED, True)
+
+
+class TestDatabaseThatIsAway:
+    def test_loses_nothing_that_was_heard(self, database: Database, workspace: Workspace, corpora_dir: Path) -> None:
+        search_id = _submit(database, _spec(2), corpora_dir)
+
+        class Broken(Database):
+            """A database that cannot be written while ``away``."""
+
+            away = False
+
+            @contextmanager
+            def write(self) -> Iterator[Session]:
+                if self.away:
+                    raise OperationalError("COMMIT", {}, Exception("database or disk is full"))
+                with super().write() as session:
+                    yield session
+
+        flaky = Broken(database.engine.url.render_as_string(hide_password=False))
+
+        class GoesAway(LocalPool):
+            """A slot whose end is heard just as the database goes away."""
+
+            def wait(self, timeout: float) -> Sequence[Event]:
+                events = super().wait(timeout)
+                flaky.away = flaky.away or bool(events and not told)
+                told.extend(events)
+                return events
+
+        told: list[Event] = []
+        with database.write() as session:
+            runner = Runner(flaky, GoesAway(workspace), leases.enrol(session, 60).id, 60)
+        for _ in range(3):
+            with pytest.raises(OperationalError):
+                runner.turn(0)
+        flaky.away = False
+        _turn_to_the_end(runner)
+        flaky.close()
+        assert [_attempts(trial) for trial in _trials(database, search_id)] == [[AttemptState.ENDED]] * 2
 
 
 class TestRun:
@@ -523,7 +769,7 @@ class TestRun:
         search_id = _submit(database, _spec(1), corpora_dir)
         stop = threading.Event()
         stop.set()
-        Runner(database, LocalPool(workspace)).run(stop)
+        _runner(database, LocalPool(workspace)).run(stop)
         assert _search(database, search_id).state is SearchState.QUEUED
 
     def test_takes_turns_until_told_to_stop(self, database: Database, workspace: Workspace, corpora_dir: Path) -> None:
@@ -541,5 +787,5 @@ class TestRun:
                     stop.set()
                 return super().wait(timeout)
 
-        Runner(database, StopsAtTheEnd(workspace)).run(stop)
+        _runner(database, StopsAtTheEnd(workspace)).run(stop)
         assert _states(database, search_id) == ["COMPLETED"] * 3

@@ -12,10 +12,11 @@ from search.spec import Budget, SearchSpec, Space
 from search.states import SearchState
 from search.structure import structure_of
 from search.trial import Outcome
-from service import repositories, searches
+from service import leases, repositories, searches
 from service.database import Database
-from service.errors import InvalidValue, NotFound, WrongState
-from service.models import StopReason
+from service.errors import Forbidden, InvalidValue, NotFound, WrongState
+from service.keys import Caller
+from service.models import Reason
 from service.searches import SearchDetail
 from tests.rows import SPEC, Rows, contents
 
@@ -35,6 +36,10 @@ ALLOWED = {
 REFUSED = [(action, state) for action in ACTIONS for state in SearchState if (action, state) not in ALLOWED]
 
 
+def _caller(owner: str, *scopes: str) -> Caller:
+    return Caller(owner=owner, scopes=frozenset(scopes))  # type: ignore[arg-type]  # scopes by their names
+
+
 class TestSubmit:
     def test_queues_the_search_as_it_was_asked_for(self, database: Database) -> None:
         with database.write() as session:
@@ -46,7 +51,8 @@ class TestSubmit:
         assert found.search.state is SearchState.QUEUED
         assert (found.search.reason, found.search.started_at, found.search.finished_at) == (None, None, None)
         assert found.search.created_at == submitted.search.created_at
-        assert (found.progress.counts, found.progress.finished, found.progress.best_loss) == ({}, 0, None)
+        assert (found.search.counts, found.search.num_trials, found.search.best_loss) == ({}, 0, None)
+        assert (found.search.owner, found.search.last_event) == ("local", 1)
 
     def test_gives_every_search_an_id_of_its_own(self, rows: Rows) -> None:
         assert len({rows.search() for _ in range(20)}) == 20
@@ -140,7 +146,7 @@ class TestTransitions:
         with rows.database.read() as session:
             search = repositories.search_by_id(session, search_id)
         assert answered.state is search.state is ALLOWED[action, state]
-        assert answered.reason is search.reason is (StopReason.USER if action == "cancel" else None)
+        assert answered.reason is search.reason is (None if action == "resume" else Reason.USER)
         assert search.finished_at is None
 
     @pytest.mark.parametrize(("action", "state"), REFUSED, ids=str)
@@ -196,9 +202,9 @@ class TestTransitions:
 
 class TestConclude:
     @staticmethod
-    def _conclude(rows: Rows, search_id: str) -> tuple[SearchState, StopReason | None]:
+    def _conclude(rows: Rows, search_id: str) -> tuple[SearchState, Reason | None]:
         with rows.database.write() as session:
-            searches.conclude(session, repositories.search_by_id(session, search_id))
+            searches.conclude(session, repositories.search_by_id(session, search_id, lock=True))
         with rows.database.read() as session:
             search = repositories.search_by_id(session, search_id)
         assert search.finished_at is not None
@@ -208,36 +214,36 @@ class TestConclude:
     def test_completes_a_search_that_spent_its_budget(self, rows: Rows) -> None:
         search_id = rows.search()
         rows.completed(search_id, NAMED["btt"], 1.0)
-        assert self._conclude(rows, search_id) == (SearchState.COMPLETED, StopReason.BUDGET_TRIALS)
+        assert self._conclude(rows, search_id) == (SearchState.COMPLETED, Reason.BUDGET_TRIALS)
 
     def test_completes_a_search_that_has_nothing_new_to_try(self, rows: Rows) -> None:
         search_id = rows.search()
         with rows.database.write() as session:
-            repositories.search_by_id(session, search_id).reason = StopReason.SPACE_EXHAUSTED
-        assert self._conclude(rows, search_id) == (SearchState.COMPLETED, StopReason.SPACE_EXHAUSTED)
+            repositories.search_by_id(session, search_id).reason = Reason.SPACE_EXHAUSTED
+        assert self._conclude(rows, search_id) == (SearchState.COMPLETED, Reason.SPACE_EXHAUSTED)
 
     def test_completes_a_search_whose_structures_are_all_infeasible(self, rows: Rows) -> None:
         search_id = rows.search()
         rows.outcome(rows.attempt(rows.trial(search_id, NAMED["btt"])), Outcome.infeasible("diverged"))
-        assert self._conclude(rows, search_id) == (SearchState.COMPLETED, StopReason.BUDGET_TRIALS)
+        assert self._conclude(rows, search_id) == (SearchState.COMPLETED, Reason.BUDGET_TRIALS)
 
     def test_fails_a_search_whose_trials_all_failed(self, rows: Rows) -> None:
         search_id = rows.search()
         rows.outcome(rows.attempt(rows.trial(search_id, NAMED["btt"])), Outcome.failed("traceback"))
-        assert self._conclude(rows, search_id) == (SearchState.FAILED, StopReason.ALL_TRIALS_FAILED)
+        assert self._conclude(rows, search_id) == (SearchState.FAILED, Reason.ALL_TRIALS_FAILED)
 
     def test_completes_a_search_of_which_one_trial_did_not_fail(self, rows: Rows) -> None:
         search_id = rows.search()
         rows.outcome(rows.attempt(rows.trial(search_id, NAMED["btt"])), Outcome.failed("traceback"))
         rows.completed(search_id, NAMED["monarch"], 1.0)
-        assert self._conclude(rows, search_id) == (SearchState.COMPLETED, StopReason.BUDGET_TRIALS)
+        assert self._conclude(rows, search_id) == (SearchState.COMPLETED, Reason.BUDGET_TRIALS)
 
     def test_cancels_a_search_that_its_user_cancelled(self, rows: Rows) -> None:
         search_id = rows.search()
         rows.outcome(rows.attempt(rows.trial(search_id, NAMED["btt"])), Outcome.failed("traceback"))
         with rows.database.write() as session:
             searches.cancel(session, search_id)
-        assert self._conclude(rows, search_id) == (SearchState.CANCELLED, StopReason.USER)
+        assert self._conclude(rows, search_id) == (SearchState.CANCELLED, Reason.USER)
 
 
 class TestDetail:
@@ -250,9 +256,12 @@ class TestDetail:
         rows.attempt(rows.trial(search_id, NAMED["kronecker"]))
         rows.trial(search_id, NAMED["low-rank"])
         with rows.database.read() as session:
-            progress = searches.detail(session, search_id).progress
-        assert progress.counts == {"COMPLETED": 2, "INFEASIBLE": 1, "RUNNING": 1, "PROPOSED": 1}
-        assert (progress.max_trials, progress.finished, progress.best_loss) == (10, 3, 1.5)
+            search = searches.detail(session, search_id).search
+        counts = {state: count for state, count in search.counts.items() if count}
+        assert counts == {"COMPLETED": 2, "INFEASIBLE": 1, "RUNNING": 1, "PROPOSED": 1}
+        assert (search.num_trials, search.num_finished, search.num_alive) == (5, 3, 2)
+        assert (search.num_unproposed, search.best_loss) == (5, 1.5)
+        assert search.train_flops == 5 * SPEC.proxy.train_flops
 
     def test_of_no_search_is_refused(self, database: Database) -> None:
         with pytest.raises(NotFound), database.read() as session:
@@ -262,3 +271,66 @@ class TestDetail:
     def test_of_the_best_of_no_search_is_refused(self, limit: int, database: Database) -> None:
         with pytest.raises(NotFound), database.read() as session:
             searches.best(session, "ffff", limit)
+
+    def test_says_so_where_no_runner_is_alive(self, rows: Rows) -> None:
+        search_id = rows.search(state=SearchState.QUEUED)
+        with rows.database.read() as session:
+            assert str(searches.detail(session, search_id).waiting_for).startswith("no runner is alive")
+        with rows.database.write() as session:
+            leases.enrol(session, 60)
+        with rows.database.read() as session:
+            assert searches.detail(session, search_id).waiting_for is None
+
+
+class TestExtend:
+    def test_gives_a_search_another_budget(self, rows: Rows) -> None:
+        search_id = rows.search()
+        with rows.database.write() as session:
+            searches.extend(session, search_id, Budget(max_trials=12, max_seconds=60))
+        with rows.database.read() as session:
+            search = repositories.search_by_id(session, search_id)
+        assert search.spec == replace(SPEC, budget=Budget(max_trials=12, max_seconds=60))
+        assert search.num_unproposed == 12
+
+    @pytest.mark.parametrize(
+        ("budget", "pointer"),
+        [
+            (Budget(max_trials=1), "/budget/max_trials"),
+            (Budget(max_train_flops=1e6), "/budget/max_train_flops"),
+        ],
+    )
+    def test_below_what_is_used_is_refused_and_changes_nothing(self, budget: Budget, pointer: str, rows: Rows) -> None:
+        search_id = rows.search()
+        rows.all_proposed(search_id, [NAMED["btt"], NAMED["dense"]])
+        before = contents(rows.database)
+        with pytest.raises(InvalidValue) as refusal, rows.database.write() as session:
+            searches.extend(session, search_id, budget)
+        assert [problem.pointer for problem in refusal.value.problems] == [pointer]
+        assert contents(rows.database) == before
+
+    @pytest.mark.parametrize("state", [SearchState.STOPPING, *(s for s in SearchState if s.is_final)])
+    def test_of_a_search_that_ends_is_refused_and_changes_nothing(self, state: SearchState, rows: Rows) -> None:
+        search_id = rows.search(state=state)
+        before = contents(rows.database)
+        with pytest.raises(WrongState), rows.database.write() as session:
+            searches.extend(session, search_id, Budget(max_trials=100))
+        assert contents(rows.database) == before
+
+
+class TestOwner:
+    @pytest.mark.parametrize("action", ACTIONS)
+    def test_alone_may_steer_a_search(self, action: str, rows: Rows) -> None:
+        state = SearchState.PAUSED if action == "resume" else SearchState.RUNNING
+        search_id = rows.search(state=state, caller=_caller("alice", "submit"))
+        before = contents(rows.database)
+        for caller in (_caller("bob", "submit"), _caller("bob", "submit", "read")):
+            with pytest.raises(Forbidden), rows.database.write() as session:
+                ACTIONS[action](session, search_id, caller=caller)  # type: ignore[call-arg]  # all of them take it
+        assert contents(rows.database) == before
+        with rows.database.write() as session:
+            ACTIONS[action](session, search_id, caller=_caller("alice", "submit"))  # type: ignore[call-arg]  # as above
+
+    def test_is_no_limit_for_an_administrator(self, rows: Rows) -> None:
+        search_id = rows.search(caller=_caller("alice", "submit"))
+        with rows.database.write() as session:
+            assert searches.cancel(session, search_id, _caller("root", "admin")).search.owner == "alice"

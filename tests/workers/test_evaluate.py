@@ -3,7 +3,10 @@
 import math
 import re
 from collections.abc import Callable
-from itertools import islice
+from dataclasses import replace
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from search.trial import Outcome, OutcomeKind, Report, TrialSpec
 from tests.workers.specs import micro_trial
 from workers.evaluate import evaluate
 from workers.proxies.registry import proxy_for
-from workers.training import checkpoints
+from workers.training import curve_steps
 from workers.transfer import param_groups
 from workers.workspace import Workspace
 
@@ -117,10 +120,10 @@ class TestCurve:
         assert [report.tokens for report in outcome.curve] == tokens
         assert [report.train_flops for report in outcome.curve] == [6 * macs * count for count in tokens]
 
-    def test_has_a_point_at_every_checkpoint_and_ends_with_the_loss(self, workspace: Workspace) -> None:
+    def test_has_a_point_at_every_half_power_of_2_and_ends_with_the_loss(self, workspace: Workspace) -> None:
         outcome = evaluate(micro_trial(), workspace)
         steps = [report.step for report in outcome.curve]
-        assert steps == sorted(checkpoints(steps[-1]))
+        assert steps == sorted(curve_steps(steps[-1]))
         assert outcome.curve[-1].loss == outcome.loss
 
     def test_is_reported_point_by_point(self, workspace: Workspace) -> None:
@@ -173,6 +176,140 @@ class TestStopping:
         assert outcome.curve == whole.curve[:3]
 
 
+class TestContinuation:
+    """A trial that runs in pieces, each as an attempt of its own."""
+
+    @pytest.fixture
+    def durable(self, workspace: Workspace, tmp_path: Path) -> Workspace:
+        return replace(workspace, checkpoints_dir=tmp_path / "checkpoints")
+
+    @pytest.mark.parametrize("name", ["dense", "btt"])
+    @pytest.mark.parametrize("num_steps", [0, 1, 8, 20])
+    def test_gives_the_same_curve_to_the_last_bit(self, durable: Workspace, name: str, num_steps: int) -> None:
+        whole = evaluate(micro_trial(name), durable)
+        first = evaluate(micro_trial(name), durable, key="5f0c2ab91d3e-7-1", should_checkpoint=after(num_steps))
+        assert (first.kind, first.resumed_step) == (OutcomeKind.CHECKPOINTED, 0)
+        assert first.curve == tuple(report for report in whole.curve if report.step <= num_steps)
+        second = evaluate(micro_trial(name), durable, key="5f0c2ab91d3e-7-2")
+        assert second.resumed_step == num_steps
+        assert (second.loss, second.curve) == (whole.loss, whole.curve)
+        assert second.seconds > first.seconds
+
+    def test_does_so_in_many_pieces(self, durable: Workspace) -> None:
+        steps = []
+        for attempt in range(1, 5):
+            piece = evaluate(micro_trial(), durable, key=f"5f0c2ab91d3e-7-{attempt}", should_checkpoint=after(4))
+            steps.append(piece.resumed_step)
+        assert steps == [0, 4, 8, 12]
+        assert evaluate(micro_trial(), durable, key="5f0c2ab91d3e-7-5").curve == evaluate(micro_trial(), durable).curve
+
+    def test_reports_what_is_new_only(self, durable: Workspace) -> None:
+        reports: list[Report] = []
+        evaluate(micro_trial(), durable, key="5f0c2ab91d3e-7-1", should_checkpoint=after(10))
+        outcome = evaluate(micro_trial(), durable, key="5f0c2ab91d3e-7-2", report=reports.append)
+        assert tuple(reports) == tuple(report for report in outcome.curve if report.step > 10)
+
+    def test_keeps_the_generators_of_the_process_as_they_are(self, durable: Workspace) -> None:
+        evaluate(micro_trial(), durable, key="5f0c2ab91d3e-7-1", should_checkpoint=after(10))
+        before = torch.get_rng_state()
+        evaluate(micro_trial(), durable, key="5f0c2ab91d3e-7-2")
+        assert torch.equal(torch.get_rng_state(), before)
+
+    @pytest.mark.parametrize(
+        ("spec", "key"),
+        [
+            (micro_trial(seed=1), "5f0c2ab91d3e-7-2"),
+            (micro_trial("btt"), "5f0c2ab91d3e-7-2"),
+            (micro_trial(base_lr=1e-3), "5f0c2ab91d3e-7-2"),
+            (micro_trial(), "5f0c2ab91d3e-8-2"),
+            (micro_trial(), "5f0c2ab91d3e-77-2"),
+            (micro_trial(), "5f0c2ab91d3e-7-1"),
+        ],
+    )
+    def test_is_of_an_earlier_attempt_at_the_same_trial(self, durable: Workspace, spec: TrialSpec, key: str) -> None:
+        evaluate(micro_trial(), durable, key="5f0c2ab91d3e-7-1", should_checkpoint=after(10))
+        assert evaluate(spec, durable, key=key).resumed_step == 0
+
+    def test_is_possible_from_what_was_written_on_the_way(self, durable: Workspace) -> None:
+        often = replace(durable, checkpoint_every=0.0)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(micro_trial(), often, key="5f0c2ab91d3e-7-1", should_stop=interrupt_after(12))
+        outcome = evaluate(micro_trial(), durable, key="5f0c2ab91d3e-7-2")
+        assert outcome.resumed_step == 11
+        assert outcome.curve == evaluate(micro_trial(), durable).curve
+
+    @pytest.mark.parametrize("should_stop", [lambda: False, lambda: True])
+    def test_is_over_with_the_trial(self, durable: Workspace, should_stop: Callable[[], bool]) -> None:
+        assert durable.checkpoints_dir
+        evaluate(micro_trial(), durable, key="5f0c2ab91d3e-70-1", should_checkpoint=after(10))
+        evaluate(micro_trial(), durable, key="5f0c2ab91d3e-7-1", should_checkpoint=after(10))
+        evaluate(micro_trial(), durable, key="5f0c2ab91d3e-7-2", should_stop=should_stop)
+        assert [path.name for path in durable.checkpoints_dir.iterdir()] == ["5f0c2ab91d3e-70-1.pt"]
+
+    def test_is_over_with_a_fault(self, durable: Workspace) -> None:
+        def fail() -> bool:
+            raise ZeroDivisionError
+
+        assert durable.checkpoints_dir
+        evaluate(micro_trial(), durable, key="5f0c2ab91d3e-7-1", should_checkpoint=after(10))
+        with pytest.raises(ZeroDivisionError):
+            evaluate(micro_trial(), durable, key="5f0c2ab91d3e-7-2", should_stop=fail)
+        assert list(durable.checkpoints_dir.iterdir()) == []
+
+    @pytest.mark.parametrize("occasion", [{"should_checkpoint": lambda: True}, {}])
+    def test_is_not_worth_a_trial_where_nothing_can_be_written(
+        self, durable: Workspace, caplog: pytest.LogCaptureFixture, occasion: dict[str, Any]
+    ) -> None:
+        assert durable.checkpoints_dir
+        durable.checkpoints_dir.write_text("not a folder")
+        outcome = evaluate(micro_trial(), replace(durable, checkpoint_every=0.0), key="5f0c2ab91d3e-7-1", **occasion)
+        assert outcome.kind is (OutcomeKind.CHECKPOINTED if occasion else OutcomeKind.COMPLETED)
+        assert "5f0c2ab91d3e-7-1.pt was not written" in caplog.text
+
+    def test_needs_the_key_of_an_attempt(self, durable: Workspace) -> None:
+        with pytest.raises(
+            ValueError, match=r"expected a key like 5f0c2ab91d3e-7-2 \(search, trial, attempt\), got '\.\./a"
+        ):
+            evaluate(micro_trial(), durable, key="../a-1-1")
+
+
+class TestMemory:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            MemoryError("no room for 80 GiB"),
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80.00 GiB."),
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        ],
+    )
+    def test_that_runs_out_is_an_outcome_with_the_curve_so_far(self, workspace: Workspace, error: Exception) -> None:
+        def run_out(report: Report) -> None:
+            raise error
+
+        outcome = evaluate(micro_trial(), workspace, report=run_out)
+        assert outcome.kind is OutcomeKind.OUT_OF_MEMORY
+        assert str(outcome.reason).startswith(f"{type(error).__name__}: {str(error)[:20]}")
+        assert len(outcome.curve) == 1
+
+    def test_that_runs_out_really_is_recognised(self, workspace: Workspace) -> None:
+        def run_out(report: Report) -> None:
+            torch.empty(2**60)
+
+        assert evaluate(micro_trial(), workspace, report=run_out).kind is OutcomeKind.OUT_OF_MEMORY
+
+    def test_that_runs_out_leaves_the_checkpoint_for_the_next_attempt(
+        self, workspace: Workspace, tmp_path: Path
+    ) -> None:
+        def run_out() -> bool:
+            raise MemoryError
+
+        durable = replace(workspace, checkpoints_dir=tmp_path / "checkpoints")
+        evaluate(micro_trial(), durable, key="5f0c2ab91d3e-7-1", should_checkpoint=after(10))
+        evaluate(micro_trial(), durable, key="5f0c2ab91d3e-7-2", should_stop=run_out)
+        assert evaluate(micro_trial(), durable, key="5f0c2ab91d3e-7-3").resumed_step == 10
+
+
 class TestFaults:
     def test_of_the_machine_are_raised(self, workspace: Workspace) -> None:
         workspace.cache_dir.write_text("not a folder")
@@ -185,6 +322,24 @@ class TestFaults:
 
         with pytest.raises(RuntimeError, match="nobody listens"):
             evaluate(micro_trial(), workspace, report=fail)
+
+
+def after(num_steps: int) -> Callable[[], bool]:
+    """True for the first time when it was asked before each of so many steps."""
+    asked = count()
+    return lambda: next(asked) >= num_steps
+
+
+def interrupt_after(num_steps: int) -> Callable[[], bool]:
+    """End the process, as far as a trial can tell, after so many steps."""
+    is_over = after(num_steps)
+
+    def interrupt() -> bool:
+        if is_over():
+            raise KeyboardInterrupt
+        return False
+
+    return interrupt
 
 
 def second_loop(spec: TrialSpec, workspace: Workspace) -> float:

@@ -7,27 +7,35 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
 from search.spec import Resources
 from search.trial import OutcomeKind, Report
-from tests.contracts.pool import WHOLE, Driver, PoolContract
+from tests.contracts.pool import WHOLE, Driver, PoolContract, assignment_of
 from tests.waiting import wait_for
 from tests.workers.actors import actor, pid, slots, view
+from tests.workers.slot_kinds import DeafSlot, DoomedSlot, FullSlot, ImpatientSlot
 from tests.workers.specs import ENDLESS, micro_trial
 from workers.evaluate import evaluate
 from workers.pool import Lost, Pool, Progress
 from workers.ray_pool import RayPool
+from workers.slot import Slot
 from workers.workspace import Workspace
 
 HALF = Resources(cpus=1)
 HALF_A_GPU = Resources(cpus=0.25, gpus=0.5)
 
-MakePool = Callable[[Workspace], RayPool]
+ME, HEIR = "aaaaaa000001", "bbbbbb000002"
+
+MakePool = Callable[..., RayPool]
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +73,32 @@ def namespace(cluster: str) -> Iterator[str]:
 
 @pytest.fixture
 def make_pool(cluster: str, namespace: str) -> MakePool:
-    return lambda workspace: RayPool(workspace, address=cluster, namespace=namespace)
+    def make(workspace: Workspace, owner: str = ME, **options: Any) -> RayPool:
+        return RayPool(workspace, address=cluster, owner=owner, namespace=namespace, **options)
+
+    return make
 
 
 @pytest.fixture
-def driver(make_pool: MakePool, workspace: Workspace) -> Driver:
-    return Driver(make_pool(workspace))
+def pool(make_pool: MakePool, workspace: Workspace) -> RayPool:
+    return make_pool(workspace)
+
+
+@pytest.fixture
+def driver(pool: RayPool) -> Driver:
+    return Driver(pool)
 
 
 @pytest.fixture
 def successor(make_pool: MakePool, workspace: Workspace) -> Callable[[], Driver]:
     """Makes the pool of the next runner."""
-    return lambda: Driver(make_pool(workspace))
+    return lambda: Driver(make_pool(workspace, HEIR))
 
 
 class TestRayPool(PoolContract):
     @pytest.fixture
     def make_pool(self, cluster: str, namespace: str) -> Callable[[Workspace], Pool]:
-        return lambda workspace: RayPool(workspace, address=cluster, namespace=namespace)
+        return lambda workspace: RayPool(workspace, address=cluster, owner=ME, namespace=namespace)
 
 
 class TestRunningTrial:
@@ -108,14 +124,14 @@ class TestCapacity:
         for key in ("a", "b"):
             start_endless(driver, namespace, key, HALF)
         assert driver.pool.reserve(HALF, wanted=5) is None
-        assert slots(namespace) == {"slot-0", "slot-1"}
-        assert set(driver.pool.assignments().values()) == {"slot-0", "slot-1"}
+        assert slots(namespace) == {"slot-aaaaaa-0", "slot-aaaaaa-1"}
+        assert set(driver.pool.assignments().values()) == {"slot-aaaaaa-0", "slot-aaaaaa-1"}
 
     def test_allows_no_more_slots_than_are_wanted(self, driver: Driver, namespace: str) -> None:
         for _ in range(3):
             driver.pool.reserve(HALF, wanted=1)
-        assert driver.reserve(HALF) == "slot-0"
-        assert slots(namespace) == {"slot-0"}
+        assert driver.reserve(HALF) == "slot-aaaaaa-0"
+        assert slots(namespace) == {"slot-aaaaaa-0"}
 
     def test_shares_a_gpu_among_as_many_as_it_holds(self, driver: Driver, namespace: str) -> None:
         for key in ("a", "b"):
@@ -134,16 +150,19 @@ class TestCapacity:
         assert driver.pool.reserve(HALF_A_GPU, wanted=1) in slots(namespace)
         assert set(driver.pool.assignments()) == {"b"}
 
-    def test_is_taken_back_from_idle_slots_of_another_shape(self, driver: Driver, namespace: str) -> None:
+    def test_is_taken_back_from_idle_slots_of_another_shape(
+        self, pool: RayPool, driver: Driver, namespace: str
+    ) -> None:
         for resources, num_slots in ((HALF, 2), (WHOLE, 1)):
-            driver.pool.reserve(resources, wanted=num_slots)
+            driver.reserve_some(num_slots, resources)
             driver.reserve(resources)
-            assert slots(namespace) == {f"slot-{number}" for number in range(num_slots)}
+            wait_for(lambda: slots(namespace) == set(pool.slots()), what="the end of the slots of the other shape")
+            assert pool.num_slots == num_slots
 
     def test_is_not_taken_from_slots_that_are_about_to_serve(self, driver: Driver, namespace: str) -> None:
-        driver.pool.reserve(HALF, wanted=2)
+        driver.reserve_some(2, HALF)
         assert driver.pool.reserve(WHOLE, wanted=1) is None
-        assert slots(namespace) == {"slot-0", "slot-1"}
+        assert slots(namespace) == {"slot-aaaaaa-0", "slot-aaaaaa-1"}
 
     def test_is_not_taken_from_busy_slots_nor_from_idle_ones_where_that_does_not_help(
         self, driver: Driver, namespace: str
@@ -192,14 +211,29 @@ class TestLoss:
         assert driver.outcome("b").kind is OutcomeKind.CANCELLED
         assert len(driver.ends("a")) == 1
 
-    def test_of_a_process_leaves_a_slot_that_serves_again(self, driver: Driver, namespace: str) -> None:
+    def test_of_a_process_makes_room_for_a_new_one(self, driver: Driver, namespace: str) -> None:
         slot = start_endless(driver, namespace, "a")
-        process = pid(namespace, slot)
-        os.kill(process, signal.SIGKILL)
+        os.kill(pid(namespace, slot), signal.SIGKILL)
         assert isinstance(driver.end("a"), Lost)
-        assert driver.start("b", micro_trial()) == slot
+        assert driver.start("b", micro_trial()) != slot
         assert driver.outcome("b").kind is OutcomeKind.COMPLETED
-        assert pid(namespace, slot) != process
+
+    def test_of_a_process_continues_from_its_last_checkpoint(
+        self, make_pool: MakePool, workspace: Workspace, namespace: str, tmp_path: Path
+    ) -> None:
+        spec = micro_trial(train_flops=1e9)
+        file = tmp_path / "checkpoints" / "5f0c2ab91d3e-0-1.pt"
+        driver = Driver(make_pool(replace(workspace, checkpoints_dir=file.parent, checkpoint_every=0.05)))
+        slot = driver.start("5f0c2ab91d3e-0-1", spec)
+        process = pid(namespace, slot)
+        wait_for(file.exists, what="a checkpoint")
+        os.kill(process, signal.SIGKILL)
+        assert isinstance(driver.end("5f0c2ab91d3e-0-1"), Lost)
+        driver.start("5f0c2ab91d3e-0-2", spec)
+        outcome, expected = driver.outcome("5f0c2ab91d3e-0-2"), evaluate(spec, workspace)
+        assert outcome.resumed_step > 0
+        assert (outcome.loss, outcome.curve) == (expected.loss, expected.curve)
+        assert list(file.parent.iterdir()) == []
 
     def test_of_an_idle_process_costs_one_attempt_at_most(self, driver: Driver, namespace: str) -> None:
         os.kill(pid(namespace, driver.reserve()), signal.SIGKILL)
@@ -224,18 +258,20 @@ class TestAdoption:
         arguments = [cluster, namespace, str(workspace.cache_dir), str(workspace.corpora_dir), "a", "9", "3e8"]
         subprocess.run([sys.executable, "-m", "tests.workers.short_lived_runner", *arguments], check=True)
         heir = successor()
-        assert heir.pool.assignments() == {"a": "slot-0"}
+        assert heir.pool.assignments() == {}
+        assert heir.pool.adopt("slot-cccccc-0", "a")
+        assert heir.pool.assignments() == {"a": "slot-cccccc-0"}
         expected = evaluate(micro_trial(seed=9, train_flops=3e8), workspace)
         assert heir.outcome("a").loss == expected.loss
         assert heir.pool.assignments() == {}
-        assert heir.start("b", micro_trial()) == "slot-0"
+        assert heir.start("b", micro_trial()) == "slot-cccccc-0"
         assert heir.outcome("b").kind is OutcomeKind.COMPLETED
-        assert slots(namespace) == {"slot-0"}
+        assert slots(namespace) == {"slot-cccccc-0"}
 
     def test_can_stop_what_it_took_over(self, driver: Driver, successor: Callable[[], Driver], namespace: str) -> None:
-        start_endless(driver, namespace, "a")
+        slot = start_endless(driver, namespace, "a")
         heir = successor()
-        assert heir.pool.reserve(WHOLE, wanted=1) is None
+        assert heir.pool.adopt(slot, "a")
         heir.pool.stop("a")
         assert heir.outcome("a").kind is OutcomeKind.CANCELLED
 
@@ -245,32 +281,185 @@ class TestAdoption:
         slot = driver.start("a", micro_trial())
         wait_for(lambda: view(namespace, slot).outcome, what="the end of a")
         heir = successor()
-        assert heir.pool.assignments() == {"a": slot}
+        assert heir.pool.adopt(slot, "a")
         assert heir.outcome("a").loss == evaluate(micro_trial(), workspace).loss
+
+    def test_follows_what_takes_longer_than_one_question(
+        self, make_pool: MakePool, workspace: Workspace, namespace: str
+    ) -> None:
+        driver = Driver(make_pool(workspace, slot_class=ImpatientSlot))
+        slot = start_endless(driver, namespace, "a")
+        heir = Driver(make_pool(workspace, HEIR))
+        assert heir.pool.adopt(slot, "a")
+        for _ in range(5):
+            heir.wait()
+        assert heir.events == []
+        heir.pool.stop("a")
+        assert heir.outcome("a").kind is OutcomeKind.CANCELLED
 
     def test_loses_what_it_took_over_where_the_slot_dies(
         self, driver: Driver, successor: Callable[[], Driver], namespace: str
     ) -> None:
         slot = start_endless(driver, namespace, "a")
         heir = successor()
+        assert heir.pool.adopt(slot, "a")
         os.kill(pid(namespace, slot), signal.SIGKILL)
         assert isinstance(heir.end("a"), Lost)
         assert heir.pool.assignments() == {}
 
-    def test_finds_idle_slots_with_their_resources(
+    def test_is_refused_where_the_slot_died(
+        self, driver: Driver, successor: Callable[[], Driver], namespace: str
+    ) -> None:
+        slot = start_endless(driver, namespace, "a")
+        heir = successor()
+        ray.kill(actor(namespace, slot))
+        wait_for(lambda: slot not in slots(namespace), what="the end of the slot")
+        assert not heir.pool.adopt(slot, "a")
+
+    def test_makes_the_slot_refuse_its_former_runner(self, driver: Driver, successor: Callable[[], Driver]) -> None:
+        slot = driver.start("a", micro_trial())
+        driver.outcome("a")
+        assert driver.reserve() == slot
+        heir = successor()
+        assert heir.pool.adopt(slot, "a")
+        driver.pool.submit(slot, assignment_of("late", micro_trial()))
+        end = driver.end("late")
+        assert isinstance(end, Lost)
+        assert end.reason == f"Refused: the slot is runner {HEIR}'s, not {ME}'s: late was not started"
+        # Neither does the former runner use it again, nor did it hurt the slot.
+        assert driver.pool.num_slots == 0
+        heir.outcome("a")
+        assert heir.start("b", micro_trial()) == slot
+        assert heir.outcome("b").kind is OutcomeKind.COMPLETED
+
+    def test_leaves_a_slot_that_holds_something_else_to_its_owner(
+        self, driver: Driver, successor: Callable[[], Driver], namespace: str
+    ) -> None:
+        slot = start_endless(driver, namespace, "a")
+        assert not successor().pool.adopt(slot, "b")
+        assert view(namespace, slot).owner == ME
+
+
+class TestReclaiming:
+    def test_takes_idle_slots_of_runners_that_are_gone(
         self, driver: Driver, successor: Callable[[], Driver], namespace: str
     ) -> None:
         slot = driver.reserve(HALF_A_GPU)
         heir = successor()
+
+        def reclaim() -> int:
+            heir.pool.reclaim({HEIR})
+            heir.wait()
+            return heir.pool.num_slots
+
+        wait_for(reclaim, what="the slot to be taken over")
+        assert view(namespace, slot).owner == HEIR
         assert heir.pool.assignments() == {}
         assert heir.pool.reserve(HALF_A_GPU, wanted=1) == slot
-        assert heir.reserve(HALF) != slot
+
+    def test_leaves_other_slots_alone(self, driver: Driver, successor: Callable[[], Driver], namespace: str) -> None:
+        busy = start_endless(driver, namespace, "a", HALF)
+        idle = driver.reserve(HALF_A_GPU)
+        heir = successor()
+        ask = actor(namespace, busy).inherit.options(concurrency_group="control")
+        for living in ({ME, HEIR}, {HEIR}):
+            heir.pool.reclaim(living if living == {ME, HEIR} else living | {ME})
+            assert ray.get(ask.remote(HEIR, living, 0.0)).owner == ME
+            heir.wait()
+        assert view(namespace, idle).owner == ME
+        assert heir.pool.num_slots == 0
 
     def test_leaves_the_slots_of_other_services_alone(self, driver: Driver, cluster: str, workspace: Workspace) -> None:
         driver.reserve(HALF)
-        other = RayPool(workspace, address=cluster, namespace="another service")
+        other = RayPool(workspace, address=cluster, owner=HEIR, namespace="another service")
+        other.reclaim({HEIR})
+        other.wait(0)
         assert other.slots() == []
         assert other.reserve(HALF_A_GPU, wanted=0) is None
+
+
+class TestStopping:
+    def test_ends_by_force_what_does_not_heed_it(self, make_pool: MakePool, workspace: Workspace) -> None:
+        pool = make_pool(workspace, slot_class=DeafSlot)
+        driver = Driver(pool)
+        slot = driver.start("a", micro_trial())
+        driver.pool.stop("a")
+        asked = time.monotonic()
+        while not driver.ends("a"):
+            driver.pool.stop("a")
+            driver.events += driver.pool.wait(60)
+        assert time.monotonic() - asked < 30
+        assert driver.outcome("a").kind is OutcomeKind.CANCELLED
+        assert slot not in pool.slots()
+        driver.wait()
+        assert len(driver.ends("a")) == 1
+
+
+class TestMemory:
+    @pytest.mark.parametrize("slot_class", [FullSlot, DoomedSlot])
+    def test_that_ran_out_costs_the_slot(
+        self, make_pool: MakePool, workspace: Workspace, namespace: str, slot_class: type[Slot]
+    ) -> None:
+        driver = Driver(make_pool(workspace, slot_class=slot_class))
+        slot = driver.start("a", micro_trial())
+        assert driver.outcome("a").kind is OutcomeKind.OUT_OF_MEMORY
+        assert driver.pool.assignments() == {}
+        wait_for(lambda: slot not in slots(namespace), what="the end of the slot")
+        assert driver.reserve() != slot
+
+    @pytest.mark.parametrize(
+        ("resources", "alone"),
+        [
+            (Resources(cpus=0.5), Resources(cpus=2)),
+            (Resources(cpus=0.5, gpus=0.25), Resources(cpus=0.5, gpus=1)),
+            (Resources(cpus=0.5, gpus=3), Resources(cpus=0.5, gpus=3)),
+        ],
+    )
+    def test_is_not_shared_by_a_trial_that_is_alone(
+        self, driver: Driver, resources: Resources, alone: Resources
+    ) -> None:
+        assert driver.pool.alone(resources) == alone
+
+
+class TestIdleSlots:
+    def test_are_given_back(self, make_pool: MakePool, workspace: Workspace, namespace: str) -> None:
+        driver = Driver(make_pool(workspace, idle_seconds=0.2))
+        driver.reserve(HALF)
+
+        def left() -> set[str]:
+            driver.wait()
+            return slots(namespace)
+
+        wait_for(left, until=lambda left: not left, what="the end of the slot")
+        assert driver.pool.num_slots == 0
+
+    def test_are_ended_where_there_are_too_many(self, pool: RayPool, driver: Driver, namespace: str) -> None:
+        driver.reserve_some(2, HALF)
+        busy = start_endless(driver, namespace, "a", HALF)
+        driver.pool.keep_at_most(1)
+        assert pool.slots() == [busy]
+        wait_for(lambda: slots(namespace), until=lambda left: left == {busy}, what="the end of the other slot")
+        assert driver.pool.reserve(HALF, wanted=2) is None
+        assert driver.pool.num_slots == 1
+
+    def test_that_were_ended_since_they_were_reserved_lose_what_comes(self, driver: Driver) -> None:
+        slot = driver.reserve(HALF)
+        driver.pool.keep_at_most(0)
+        driver.pool.submit(slot, assignment_of("a", micro_trial()))
+        assert isinstance(driver.end("a"), Lost)
+
+    def test_are_not_made_where_another_runner_holds_the_room(
+        self, driver: Driver, successor: Callable[[], Driver], namespace: str
+    ) -> None:
+        start_endless(driver, namespace, "a", WHOLE)
+        wait_for(ray.available_resources, until=lambda free: free["CPU"] == 0.5, what="Ray to have given 1.5 CPUs away")
+        heir = successor()
+        assert heir.pool.reserve(HALF, wanted=1) is None
+        assert heir.pool.num_slots == 0
+        driver.pool.stop("a")
+        driver.outcome("a")
+        driver.pool.keep_at_most(0)
+        assert heir.reserve(HALF).startswith("slot-bbbbbb-")
 
 
 def start_endless(driver: Driver, namespace: str, key: str, resources: Resources = WHOLE) -> str:

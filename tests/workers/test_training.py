@@ -2,17 +2,23 @@
 
 import math
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workers.training import WARMUP_STEPS, Batch, Diverged, Stopped, Task, checkpoints, train
+from workers.training import WARMUP_STEPS, Batch, Diverged, Task, Training, curve_steps, train
 
 LR = 0.01
+
+
+class Interrupted(Exception):
+    """Ends a run between two steps."""
 
 
 class Point(nn.Module):
@@ -53,29 +59,27 @@ class Run:
     slopes: Iterator[float] = field(default_factory=downhill)
     loss: Callable[[nn.Module, Batch], Tensor] = slope
     score: Callable[[nn.Module], float] = position
-    should_stop: Callable[[], bool] = lambda: False
+    before_step: Callable[[Training], None] = lambda training: None
     uninformed_loss: float = math.inf
     model: Point = field(default_factory=Point)
     positions: list[float] = field(default_factory=list)
     averages: dict[int, float] = field(default_factory=dict)
-    checkpoints: list[tuple[int, float]] = field(default_factory=list)
+    curve: list[tuple[int, float]] = field(default_factory=list)
 
     def start(self) -> float:
         """Train; ``positions[t]`` is the position after t steps, ``averages[t]`` that of the averaged weights."""
         groups: list[dict[str, object]] = [{"params": [self.model.w], "lr": LR}]
         task = Task(
             batches=self._batches(),
+            generator=np.random.default_rng(),
             loss=self.loss,
             held_out_loss=self._score,
             uninformed_loss=self.uninformed_loss,
         )
         return train(
-            self.model,
-            groups,
-            task,
-            num_steps=self.num_steps,
-            checkpoint=lambda step, loss: self.checkpoints.append((step, loss)),
-            should_stop=self.should_stop,
+            Training(self.model, groups, task, num_steps=self.num_steps),
+            record=lambda step, loss: self.curve.append((step, loss)),
+            before_step=self.before_step,
         )
 
     def _batches(self) -> Iterator[Batch]:
@@ -136,7 +140,7 @@ class TestAveragedWeights:
     def test_are_what_is_scored(self) -> None:
         run = Run(64)
         assert run.start() == run.averages[64]
-        assert run.checkpoints == list(run.averages.items())
+        assert run.curve == list(run.averages.items())
 
     def test_are_scored_without_gradients(self) -> None:
         enabled: list[bool] = []
@@ -150,22 +154,22 @@ class TestAveragedWeights:
         assert not any(enabled)
 
 
-class TestCheckpoints:
+class TestCurve:
     def test_lie_at_half_powers_of_2_of_the_budget(self) -> None:
-        assert checkpoints(160) == {10, 14, 20, 28, 40, 57, 80, 113, 160}
+        assert curve_steps(160) == {10, 14, 20, 28, 40, 57, 80, 113, 160}
 
     @pytest.mark.parametrize(
         ("num_steps", "steps"), [(1, {1}), (2, {1, 2}), (3, {1, 2, 3}), (16, {1, 2, 3, 4, 6, 8, 11, 16})]
     )
     def test_fall_together_where_there_are_few_steps(self, num_steps: int, steps: set[int]) -> None:
-        assert checkpoints(num_steps) == steps
+        assert curve_steps(num_steps) == steps
 
     @pytest.mark.parametrize("num_steps", [1, 2, 7, 160])
     def test_are_told_in_order_and_end_with_the_loss(self, num_steps: int) -> None:
         run = Run(num_steps)
         loss = run.start()
-        assert [step for step, _ in run.checkpoints] == sorted(checkpoints(num_steps))
-        assert run.checkpoints[-1] == (num_steps, loss)
+        assert [step for step, _ in run.curve] == sorted(curve_steps(num_steps))
+        assert run.curve[-1] == (num_steps, loss)
 
 
 class TestDivergence:
@@ -191,18 +195,39 @@ class TestDivergence:
         run = Run(160, score=lambda model: 9.13 if len(run.positions) > 20 else 9.12, uninformed_loss=4.56)
         with pytest.raises(Diverged, match=r"^the held-out loss is 9\.13 at step 28 of 160; "):
             run.start()
-        assert run.checkpoints == [(10, 9.12), (14, 9.12), (20, 9.12)]
+        assert run.curve == [(10, 9.12), (14, 9.12), (20, 9.12)]
 
 
-class TestStopping:
+class TestInterruption:
     @pytest.mark.parametrize("num_steps", [0, 1, 23])
-    def test_happens_before_the_next_step(self, num_steps: int) -> None:
-        run = Run(100)
-        run.should_stop = lambda: len(run.positions) > num_steps
-        with pytest.raises(Stopped):
+    def test_happens_before_the_next_batch_is_drawn(self, num_steps: int) -> None:
+        def interrupt(training: Training) -> None:
+            if training.step == num_steps:
+                raise Interrupted
+
+        run = Run(100, before_step=interrupt)
+        with pytest.raises(Interrupted):
             run.start()
-        assert position(run.model) == run.positions[num_steps]
-        assert [step for step, _ in run.checkpoints] == sorted(s for s in checkpoints(100) if s <= num_steps)
+        assert len(run.positions) == num_steps
+        assert [step for step, _ in run.curve] == sorted(s for s in curve_steps(100) if s <= num_steps)
+
+
+class TestContinuation:
+    @pytest.mark.parametrize("num_steps", [0, 1, 30, 50, 99])
+    def test_ends_as_if_it_had_never_been_interrupted(self, num_steps: int) -> None:
+        def save(training: Training) -> None:
+            if training.step == num_steps:
+                saved.append(deepcopy(training.state_dict()))
+
+        saved: list[dict[str, object]] = []
+        whole, curve = noisy_training(), []
+        loss = train(whole, record=lambda *point: curve.append(point), before_step=save)
+        rest, end = noisy_training(), []
+        rest.load_state_dict(saved[0])
+        assert train(rest, record=lambda *point: end.append(point), before_step=lambda _: None) == loss
+        assert end == [point for point in curve if point[0] > num_steps]
+        assert torch.equal(rest.worst, whole.worst)
+        assert repr(rest.state_dict()) == repr(whole.state_dict())
 
 
 class TestTask:
@@ -239,9 +264,36 @@ def learn_a_line() -> float:
     held_out = draw()
     task = Task(
         batches=iter(draw, None),
+        generator=np.random.default_rng(),
         loss=loss,
         held_out_loss=lambda model: loss(model, held_out).item(),
         uninformed_loss=13.0,
     )
     groups: list[dict[str, object]] = [{"params": [model.weight], "lr": 0.05}]
-    return train(model, groups, task, num_steps=400, checkpoint=lambda *_: None, should_stop=lambda: False)
+    training = Training(model, groups, task, num_steps=400)
+    return train(training, record=lambda *_: None, before_step=lambda _: None)
+
+
+def noisy_training() -> Training:
+    """A hundred steps on random batches, with a dropout, so that both generators count."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    generator = np.random.default_rng(1)
+
+    def draw() -> Batch:
+        inputs_B2 = torch.from_numpy(generator.standard_normal((16, 2), dtype=np.float32))
+        return inputs_B2, inputs_B2.sum(dim=1, keepdim=True)
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return F.mse_loss(model(batch[0]), batch[1])
+
+    held_out = draw()
+    task = Task(
+        batches=iter(draw, None),
+        generator=generator,
+        loss=loss,
+        held_out_loss=lambda model: loss(model.eval(), held_out).item(),
+        uninformed_loss=2.0,
+    )
+    groups: list[dict[str, object]] = [{"params": list(model.parameters()), "lr": 0.01}]
+    return Training(model, groups, task, num_steps=100)

@@ -42,8 +42,10 @@ class CharLMProxy:
         split = load_tokens(spec.proxy.corpus, workspace)
         require_length(split, spec.proxy.context)
         held_out = list(_held_out_batches(split.held_out, spec, device))
+        generator = np.random.default_rng(spec.seed)
         return Task(
-            batches=_random_batches(split.train, spec, device),
+            batches=_random_batches(split.train, spec, generator, device),
+            generator=generator,
             loss=next_token_loss,
             held_out_loss=lambda model: _mean_loss(model, held_out),
             uninformed_loss=math.log(len(CHAR_VOCABULARY)),
@@ -56,8 +58,9 @@ def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(model(inputs_BT).flatten(0, 1), targets_BT.flatten())
 
 
-def _random_batches(tokens: npt.NDArray[np.uint8], spec: TrialSpec, device: torch.device) -> Iterator[Batch]:
-    generator = np.random.default_rng(spec.seed)
+def _random_batches(
+    tokens: npt.NDArray[np.uint8], spec: TrialSpec, generator: np.random.Generator, device: torch.device
+) -> Iterator[Batch]:
     while True:
         starts = generator.integers(0, len(tokens) - spec.proxy.context, size=spec.proxy.batch_size)
         yield _windows(tokens, starts, spec.proxy.context, device)

@@ -1,0 +1,203 @@
+"""What the API answers, as types of the client: plain dictionaries, so that whatever it adds later does no harm.
+
+Times are ISO 8601 in UTC, losses are nats per token on held-out text, ``macs`` are per token, forward.
+"""
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+FINAL_STATES = frozenset({"COMPLETED", "CANCELLED", "FAILED"})
+"""The states of a search that nothing follows."""
+
+ExportFormat = Literal["csv", "jsonl", "parquet"]
+PauseMode = Literal["drain", "checkpoint"]
+
+
+class Progress(TypedDict):
+    """How far a search is; ``max_trials`` is None where only time limits it, ``seconds`` are those without its pauses,
+    ``train_flops`` those that its trials have reserved."""
+
+    max_trials: int | None
+    finished: int
+    counts: dict[str, int]
+    best_loss: float | None
+    seconds: float
+    train_flops: float
+    num_retries: int
+
+
+class Search(TypedDict):
+    """A search as it was asked for, where it stands, since when and why."""
+
+    id: str
+    name: str
+    owner: str
+    state: str
+    reason: str | None
+    state_since: str
+    pause_mode: PauseMode | None
+    waiting_for: str | None
+    runner_id: str | None
+    progress: Progress
+    last_event: int
+    spec: dict[str, Any]
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+class Attempt(TypedDict):
+    """One run of a trial; ``resumed_step`` is that of the checkpoint it went on from; ``late`` counted for nothing."""
+
+    number: int
+    state: str
+    slot: str
+    runner_id: str
+    reason: str | None
+    seconds: float | None
+    resumed_step: int | None
+    late: dict[str, Any] | None
+    late_at: str | None
+    started_at: str
+    finished_at: str | None
+
+
+class Trial(TypedDict):
+    """A structure, trained once from one seed; ``dims`` are the axis sizes of each kind of layer."""
+
+    id: str
+    search_id: str
+    number: int
+    replicate: int
+    origin: str
+    state: str
+    reason: str | None
+    state_since: str
+    family: str
+    theta: dict[str, float]
+    width: int
+    dims: dict[str, dict[str, Any]]
+    omega: float
+    psi: float
+    nu: float
+    params: int
+    macs: int
+    train_flops: float
+    seed: int
+    history_size: int
+    loss: float | None
+    seconds: float | None
+    excluded_at: str | None
+    excluded_reason: str | None
+    attempts: list[Attempt]
+    created_at: str
+    finished_at: str | None
+
+
+class Structure(Trial):
+    """A trial among those of all searches, with the proxy that makes its loss comparable, or not, to another's."""
+
+    proxy: dict[str, Any]
+
+
+class Measurement(TypedDict):
+    """A point of the learning curve."""
+
+    step: int
+    tokens: int
+    train_flops: float
+    loss: float
+
+
+class Replicate(TypedDict):
+    """One of the seeds that a structure was trained from."""
+
+    trial_id: str
+    seed: int
+    loss: float
+
+
+class Ranked(TypedDict):
+    """A structure with its place, the mean loss of its replicates, and the first of its trials."""
+
+    rank: int
+    loss: float
+    loss_sd: float | None
+    replicates: list[Replicate]
+    trial: Trial
+
+
+class Estimate(TypedDict):
+    """What a search would cost at most, None where only time limits it, its dense baseline, and its seeds."""
+
+    train_flops: float | None
+    max_trials: int | None
+    baseline: dict[str, Any]
+    seeds: list[dict[str, Any]]
+
+
+class Event(TypedDict):
+    """What happened to a search, or to one of its trials; numbered from 1 within the search, without gaps."""
+
+    number: int
+    kind: str
+    search_id: str
+    trial_id: str | None
+    at: str
+    data: dict[str, Any]
+
+
+class Webhook(TypedDict):
+    """Where events are sent; without ``search_id`` those of all searches of its owner."""
+
+    id: str
+    url: str
+    search_id: str | None
+    kinds: list[str]
+    created_at: str
+
+
+class NewWebhook(Webhook):
+    """A new webhook with the secret that signs what it is sent; it is not shown again."""
+
+    secret: str
+
+
+class Delivery(TypedDict):
+    """How far a webhook has been told of a search: up to which event, how often the next one failed, when it is tried."""
+
+    search_id: str
+    delivered: int
+    failures: int
+    last_error: str | None
+    not_before: str
+
+
+class WebhookDetail(Webhook):
+    """A webhook, and how far it has been told of its searches."""
+
+    deliveries: list[Delivery]
+
+
+class WebhookTest(TypedDict):
+    """What a receiver answered to a test, or why there was no answer."""
+
+    ok: bool
+    status: int | None
+    seconds: float
+    error: str | None
+
+
+class Health(TypedDict):
+    """Whether the service does its part: the state of its database, of its runners, of their Ray; each ``ok`` or why not."""
+
+    status: Literal["ok", "degraded", "unavailable"]
+    checks: dict[str, str]
+
+
+class Problem(TypedDict):
+    """Why a request was refused (RFC 9457)."""
+
+    status: int
+    code: str
+    detail: str
+    errors: NotRequired[list[dict[str, str]]]

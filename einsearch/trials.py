@@ -1,0 +1,43 @@
+"""The commands on single trials: add a structure of one's own, leave a result out, take it in again."""
+
+from typing import Annotated
+
+import typer
+
+from einlayers.theta import Theta
+from einsearch.client import Client
+from einsearch.options import ApiKey, SearchId, TrialId, Url
+
+app = typer.Typer()
+
+
+@app.command()
+def enqueue(
+    search_id: SearchId,
+    theta: Annotated[str, typer.Argument(help="Such as '(0.5|0|0.5|0|0.5|0.5|0)', fractions too, or monarch.")],
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Add a structure of your own to a search, and print the id of its trial."""
+    structure = Theta.parse(theta)
+    with Client(url, api_key=api_key) as client:
+        print(client.enqueue(search_id, structure)["id"])
+
+
+@app.command()
+def exclude(
+    trial_id: TrialId,
+    reason: Annotated[str, typer.Option(help="Why; it is kept with the trial.")],
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Leave a trial out of every answer, and out of what the sampler learns from; it is kept."""
+    with Client(url, api_key=api_key) as client:
+        print(f"{client.exclude(trial_id, reason)['id']} is left out")
+
+
+@app.command()
+def include(trial_id: TrialId, url: Url = None, api_key: ApiKey = None) -> None:
+    """Take a trial that was left out in again."""
+    with Client(url, api_key=api_key) as client:
+        print(f"{client.include(trial_id)['id']} counts again")

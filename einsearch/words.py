@@ -1,0 +1,35 @@
+"""Searches in words, as the command line says them everywhere."""
+
+from datetime import datetime
+
+from einsearch.answers import Search
+
+
+def state_of(search: Search) -> str:
+    """The state of a search with its reason."""
+    return f"{search['state']} ({search['reason']})" if search["reason"] else search["state"]
+
+
+def trials_of(search: Search) -> str:
+    """The trials that have ended, and what the budget pays for: other trials, and seconds."""
+    done, max_seconds = search["progress"], search["spec"]["budget"].get("max_seconds")
+    limit = "" if done["max_trials"] is None else f"/{done['max_trials']}"
+    time = "" if max_seconds is None else f" in {duration(done['seconds'])}/{duration(max_seconds)}"
+    return f"{done['finished']}{limit}{time}"
+
+
+def loss_of(loss: float | None) -> str:
+    """A loss, if there is one yet."""
+    return "-" if loss is None else f"{loss:.4f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a clock shows them."""
+    minutes, rest = divmod(int(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def local_time(text: str, shown: str = "%Y-%m-%d %H:%M") -> str:
+    """A time of the API's, as the clock on this wall shows it."""
+    return datetime.fromisoformat(text).astimezone().strftime(shown)

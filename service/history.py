@@ -1,0 +1,32 @@
+"""The trials of a search as its runner remembers them between two proposals; a copy that can be read again at any time."""
+
+from search.proposals import PastTrial
+from service import repositories
+from service.database import Database
+from service.models import Search, Trial
+
+
+class History:
+    """The past trials of one search, read once; afterwards only those that have changed."""
+
+    def __init__(self) -> None:
+        self.trials: list[PastTrial] = []
+        self._seen = -1
+
+    def refresh(self, database: Database, search: Search) -> None:
+        """Read what has changed up to the search's last event, if that is not known yet."""
+        if search.last_event <= self._seen:
+            return
+        with database.read() as session:
+            last_event = repositories.search_by_id(session, search.id).last_event
+            changed = repositories.history(session, search.id, since=self._seen)
+        for number, trial in changed:
+            self.trials[number : number + 1] = [trial]
+        self._seen = last_event
+
+    def add(self, trial: Trial, *, after: int, upto: int) -> None:
+        """Remember a trial that was just added, by events ``after`` one number ``upto`` another one."""
+        if trial.number != len(self.trials) or after != self._seen:
+            return  # something else happened as well: the next refresh tells
+        self.trials.append(PastTrial(theta=trial.theta, digest=trial.digest, state=trial.state, loss=None))
+        self._seen = upto

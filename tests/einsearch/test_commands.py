@@ -1,0 +1,214 @@
+"""The commands against a service that says what a test wrote down; the real service is in ``tests/e2e``."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from einsearch.cli import main
+from tests.einsearch.answers import event, search
+from tests.einsearch.scripted import Answer, Scripted, json_answer, page, problem, stream_of_events
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What a command left behind."""
+
+    status: object
+    out: str
+    err: str
+
+
+Type = Callable[..., Typed]
+
+
+@pytest.fixture
+def einsearch(server: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Type:
+    """Types a command."""
+    monkeypatch.setenv("EINSEARCH_URL", server.url)
+
+    def run(*arguments: str) -> Typed:
+        monkeypatch.setattr(sys, "argv", ["einsearch", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return Typed(end.value.code, *capsys.readouterr())
+
+    return run
+
+
+class TestWatch:
+    def test_tells_of_time_where_no_number_of_trials_ends_a_search(self, server: Scripted, einsearch: Type) -> None:
+        budget = {"max_trials": None, "max_seconds": 120}
+        server.says(
+            json_answer(search(budget=budget, progress={"max_trials": None, "seconds": 30.9})),
+            json_answer(search(budget=budget, progress={"max_trials": None, "seconds": 31.5})),
+            json_answer(
+                search(
+                    budget=budget,
+                    state="COMPLETED",
+                    reason="BUDGET_SECONDS",
+                    progress={"max_trials": None, "seconds": 120.1, "finished": 5},
+                )
+            ),
+        )
+        lines = einsearch("watch", "5f").out.splitlines()
+        assert len(lines) == 2, "time alone is no step"
+        assert "1 in 0:30/2:00" in lines[0]
+        assert "1:29 left" in lines[0]
+        assert "5 in 2:00/2:00" in lines[1]
+        assert "completed (budget_seconds)" in lines[1]
+
+    def test_expects_the_limit_that_is_nearest(self, server: Scripted, einsearch: Type) -> None:
+        ended = search(state="COMPLETED")
+        budget = {"max_trials": 4, "max_seconds": 70}
+        server.says(json_answer(search(budget=budget)), json_answer(ended))
+        assert "0:40 left" in einsearch("watch", "5f").out
+        server.says(json_answer(search(budget=budget | {"max_seconds": 7200})), json_answer(ended))
+        assert "1/4 in 0:30/2:00:00 best loss 2.5000 1:30 left" in einsearch("watch", "5f").out
+
+    def test_says_what_a_search_waits_for(self, server: Scripted, einsearch: Type) -> None:
+        server.says(json_answer(search(waiting_for="a GPU")), json_answer(search(state="CANCELLED", reason="USER")))
+        assert "a GPU" in einsearch("watch", "5f").out
+
+
+class TestNames:
+    def test_are_shown_as_they_are_whatever_they_mean_to_a_terminal(self, server: Scripted, einsearch: Type) -> None:
+        name = "[/b] [red]x :smile:"
+        server.says(page(search(name=name)))
+        assert name in einsearch("searches").out
+        server.says(json_answer(search(name=name, state="COMPLETED")))
+        assert name in einsearch("watch", "5f").out
+        server.says(json_answer(search(name=name)), json_answer({"items": []}))
+        assert name in einsearch("best", "5f").out
+
+    def test_of_owners_are_shown_where_there_are_several(self, server: Scripted, einsearch: Type) -> None:
+        server.says(page(search(owner="ada"), search(owner="ada")))
+        assert "ada" not in einsearch("searches").out
+        server.says(page(search(owner="ada"), search(owner="bob")))
+        assert "bob" in einsearch("searches").out
+
+
+class TestEvents:
+    def test_are_a_line_each(self, server: Scripted, einsearch: Type) -> None:
+        told = event(1, "trial.state", number=0, state="FAILED", reason="a traceback\nof two lines", loss=None)
+        server.says(stream_of_events(told, event(2, "search.budget", budget={"max_trials": 3})), Answer(status=204))
+        first, second = einsearch("events", "5f").out.splitlines()
+        assert first.split()[0] == "1"
+        assert first.endswith("trial.state     5f0c2ab91d3e-0    state=FAILED reason=a traceback of two lines")
+        assert second.endswith("search.budget   -                 budget=max_trials:3")
+
+    def test_are_json_where_that_is_asked_for(self, server: Scripted, einsearch: Type) -> None:
+        server.says(stream_of_events(event(4)), Answer(status=204))
+        assert '"number": 4' in einsearch("events", "5f", "--json", "--after", "3").out
+        assert server.asked[0].headers["last-event-id"] == "3"
+
+
+class TestExport:
+    def test_takes_the_format_from_the_name_of_the_file(
+        self, server: Scripted, einsearch: Type, tmp_path: Path
+    ) -> None:
+        server.says(Answer(body=b"{}\n", kind="application/jsonl"))
+        assert einsearch("export", "5f", "-o", str(tmp_path / "all.jsonl")).status == 0
+        assert (tmp_path / "all.jsonl").read_bytes() == b"{}\n"
+        einsearch("export", "5f", "-o", str(tmp_path / "all.jsonl"), "--format", "csv")
+        assert [asked.parameters for asked in server.asked] == [{"format": "jsonl"}, {"format": "csv"}]
+
+    def test_that_breaks_off_leaves_the_file_that_was_there(
+        self, server: Scripted, einsearch: Type, tmp_path: Path
+    ) -> None:
+        (tmp_path / "all.csv").write_text("of yesterday")
+        server.says(Answer(body=b"id,num", kind="text/csv", breaks=True))
+        done = einsearch("export", "5f", "-o", str(tmp_path / "all.csv"))
+        assert done.status == 1
+        assert "broke off after 6 bytes" in done.err
+        assert [file.name for file in tmp_path.iterdir()] == ["all.csv"]
+        assert (tmp_path / "all.csv").read_text() == "of yesterday"
+
+    def test_of_a_file_that_cannot_be_written_costs_a_message(
+        self, server: Scripted, einsearch: Type, tmp_path: Path
+    ) -> None:
+        server.says(Answer(body=b"id\n"))
+        done = einsearch("export", "5f", "-o", str(tmp_path / "missing" / "all.csv"))
+        assert done.status == 2
+        assert "cannot write" in done.err
+
+
+class TestExtend:
+    def test_keeps_the_limits_that_are_not_given(self, server: Scripted, einsearch: Type) -> None:
+        budget = {"max_trials": 4, "max_seconds": None, "max_train_flops": 1e12, "max_failures": 10}
+        server.says(json_answer(search(budget=budget)), json_answer(search(budget=budget | {"max_trials": 9})))
+        assert einsearch("extend", "5f", "--max-trials", "9").out == (
+            "max_trials 9, max_train_flops 1e+12, max_failures 10\n"
+        )
+        assert server.asked[1].method == "PATCH"
+        assert b'"max_trials":9' in server.asked[1].body
+        assert b'"max_train_flops":1000000000000.0' in server.asked[1].body
+
+    def test_wants_a_limit(self, server: Scripted, einsearch: Type) -> None:
+        assert einsearch("extend", "5f").status == 2
+        assert server.asked == []
+
+
+class TestSteering:
+    def test_pauses_with_checkpoints_where_that_is_asked_for(self, server: Scripted, einsearch: Type) -> None:
+        server.says(json_answer(search(state="PAUSED")))
+        assert einsearch("pause", "5f").out == "PAUSED\n"
+        einsearch("pause", "5f", "--checkpoint")
+        assert [asked.parameters["mode"] for asked in server.asked] == ["drain", "checkpoint"]
+
+    def test_enqueues_a_structure_by_its_name(self, server: Scripted, einsearch: Type) -> None:
+        server.says(json_answer({"id": "5f-7"}, 201))
+        assert einsearch("enqueue", "5f", "monarch").out == "5f-7\n"
+        assert b'"alpha":0.5' in server.asked[0].body
+
+    def test_excludes_for_a_reason(self, server: Scripted, einsearch: Type) -> None:
+        assert einsearch("exclude", "5f-7").status == 2
+        server.says(json_answer({"id": "5f-7"}))
+        assert einsearch("exclude", "5f-7", "--reason", "a bad slot").status == 0
+        assert server.asked[-1].body == b'{"reason":"a bad slot"}'
+
+
+class TestWebhooks:
+    def test_are_listed_with_what_went_wrong(self, server: Scripted, einsearch: Type) -> None:
+        webhook = {"id": "0c", "url": "https://example.org/", "search_id": None, "kinds": ["search.state"]}
+        failing = {
+            "search_id": "5f",
+            "delivered": 1,
+            "failures": 2,
+            "last_error": "status 500",
+            "not_before": "2026-01-01T00:00:00Z",
+        }
+        server.says(page(webhook), json_answer(webhook | {"deliveries": [failing]}))
+        shown = einsearch("webhooks", "list").out
+        assert "0c  https://example.org/  search.state  all" in shown
+        assert "search 5f: status 500" in shown
+
+    def test_that_do_not_listen_end_a_test_with_a_status(self, server: Scripted, einsearch: Type) -> None:
+        server.says(json_answer({"ok": False, "status": 500, "seconds": 0.1, "error": "answered 500"}))
+        done = einsearch("webhooks", "test", "0c")
+        assert (done.status, done.out) == (1, "answered 500\n")
+
+
+class TestRefusals:
+    def test_for_want_of_a_key_say_where_to_put_one(self, server: Scripted, einsearch: Type) -> None:
+        server.says(problem(401, "unauthorized", "this service needs an API key"))
+        done = einsearch("searches")
+        assert done.status == 1
+        assert done.err == (
+            "einsearch: this service needs an API key\nGive a key as --api-key or in EINSEARCH_API_KEY\n"
+        )
+
+    def test_of_an_address_that_is_none_say_what_one_looks_like(self, einsearch: Type) -> None:
+        done = einsearch("searches", "--url", "localhost:8000")
+        assert (done.status, done.err) == (
+            2,
+            "einsearch: url: expected a URL such as http://127.0.0.1:8000, got 'localhost:8000'\n",
+        )
+
+    def test_do_not_show_a_key_that_was_mistyped(self, einsearch: Type) -> None:
+        done = einsearch("searches", "--api-key", "es_1 secret")
+        assert done.status == 2
+        assert "secret_" not in done.err
+        assert "es_1" not in done.err
