@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tests.embedded_service import descendants
@@ -28,15 +28,20 @@ _ENVIRONMENT = {
 
 
 class Nodes:
-    """The cluster; ``environment`` is what a process needs to reach it."""
+    """The cluster; ``environment`` is what a process needs to reach it, once it has a head."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._started: list[subprocess.Popen[bytes]] = []
+        self.environment: Mapping[str, str] = _ENVIRONMENT
+
+    def start_head(self) -> None:
+        """Start the head, which has no CPUs."""
         head = ["--head", "--port=0", "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false"]
-        self._start(*head, f"--temp-dir={folder}")
-        address = wait_for(self._address, what="the head of the cluster")
-        self.environment: Mapping[str, str] = {**_ENVIRONMENT, "EINSEARCH_RAY_ADDRESS": address}
+        process = self._start(*head, f"--temp-dir={self._folder}")
+        wait_for(lambda: self._address() or process.poll() is not None, what="the head of the cluster")
+        assert process.poll() is None, (self._folder / "nodes.log").read_text()
+        self.environment = {**_ENVIRONMENT, "EINSEARCH_RAY_ADDRESS": self._address()}
 
     def add(self) -> "subprocess.Popen[bytes]":
         """A node with two CPUs."""
@@ -44,9 +49,12 @@ class Nodes:
 
     def kill(self, node: "subprocess.Popen[bytes]") -> None:
         """End a node with everything on it at once, as a machine that loses its power."""
+        if node.poll() is not None:
+            return
         doomed = [node.pid, *(process.pid for process in descendants(node.pid))]
         for pid in doomed:
-            os.kill(pid, signal.SIGSTOP)  # nobody sees another one die and tells of it
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)  # nobody sees another one die and tells of it
         for pid in doomed:
             kill(pid)
         node.wait()
@@ -54,8 +62,7 @@ class Nodes:
     def close(self) -> None:
         """End what is left."""
         for node in reversed(self._started):
-            if node.poll() is None:
-                self.kill(node)
+            self.kill(node)
 
     def _start(self, *options: str) -> "subprocess.Popen[bytes]":
         command = [RAY, "start", "--block", "--disable-usage-stats", "--object-store-memory=100000000", *options]
@@ -82,4 +89,5 @@ def ray_nodes() -> Iterator[Nodes]:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         nodes = Nodes(folder)
         stack.callback(nodes.close)
+        nodes.start_head()
         yield nodes
