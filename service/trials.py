@@ -245,8 +245,7 @@ def _may_write(search: Search, lease: Lease, attempt: Attempt) -> bool:
 
 def _keep_late(session: Session, attempt: Attempt | None, outcome: Outcome) -> None:
     """Keep the outcome of an attempt that was given up; one that still runs will tell its present runner."""
-    given_up = (AttemptState.LOST, AttemptState.CANCELLED)
-    if attempt is not None and attempt.state in given_up and attempt.late is None:
+    if attempt is not None and attempt.state is AttemptState.LOST and attempt.late is None:
         attempt.late, attempt.late_at = outcome, now(session)
 
 

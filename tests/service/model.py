@@ -142,7 +142,7 @@ class SearchModel:
     def hear(self, trial: TrialModel, attempt: AttemptModel, outcome: Outcome, *, is_holder: bool) -> None:
         """A runner hears how an attempt ended."""
         if not is_holder or attempt.state is not AttemptState.RUNNING:
-            attempt.is_late |= attempt.state in (AttemptState.LOST, AttemptState.CANCELLED)
+            attempt.is_late |= attempt.state is AttemptState.LOST
         elif outcome.kind is OutcomeKind.CHECKPOINTED:
             attempt.state, trial.state = AttemptState.CHECKPOINTED, TrialState.PROPOSED
         elif outcome.kind is OutcomeKind.OUT_OF_MEMORY:
