@@ -6,10 +6,10 @@ pays for padding, and never lets the rank fall below what theta promises when th
 """
 
 import math
+from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from heapq import nsmallest
 from itertools import product
 from typing import Literal, get_args
 
@@ -28,6 +28,10 @@ _PADDING_PRICE = 10.0
 
 _CANDIDATES = 8
 """How many axis triples per side enter the joint choice; more than the best is needed only for the rank."""
+
+_TIE_DIGITS = 9
+_TIE = 10.0**-_TIE_DIGITS
+"""Scores nearer to each other than this are equal."""
 
 _ZERO = 1e-9
 
@@ -168,15 +172,12 @@ def _round(theta: Theta, d_in: int, d_out: int) -> Dims:
 
 @lru_cache(maxsize=65536)
 def _exact(exponents: tuple[float, ...], d_in: int, d_out: int) -> Dims:
-    theta = Theta.of(exponents)
-    groups = (
-        _groups((theta.alpha, theta.beta, theta.gamma), d_in),
-        _groups((theta.delta, theta.epsilon, theta.phi), d_out),
-        _ranks(theta.rho, min(d_in, d_out)),
-    )
+    ranks = _ranks(exponents[6], min(d_in, d_out))
     # The score is a sum, so the best of each group (with its ties) is the best of all, unless the rank objects.
+    groups = (_triples(exponents[:3], d_in, 0.0), _triples(exponents[3:6], d_out, 0.0), ranks)
     axes = _ordered([choice for choice in group if choice[0] == group[0][0]] for group in groups)[0]
-    if _promises_full_rank(theta, d_in, d_out) and generic_rank(axes, d_in, d_out) < min(d_in, d_out):
+    if _promises_full_rank(exponents, d_in, d_out) and generic_rank(axes, d_in, d_out) < min(d_in, d_out):
+        groups = (_triples(exponents[:3], d_in, math.inf), _triples(exponents[3:6], d_out, math.inf), ranks)
         full = (other for other in _ordered(groups) if generic_rank(other, d_in, d_out) == min(d_in, d_out))
         axes = next(full, axes)
     return Dims.of(axes, d_in, d_out)
@@ -193,34 +194,51 @@ def _ordered(groups: Iterable[Sequence[tuple[float, Sequence[int]]]]) -> list[Ax
 
 
 @lru_cache(maxsize=65536)
-def _groups(exponents: tuple[float, float, float], d: int) -> list[tuple[float, Sequence[int]]]:
-    """The best axis triples of one side, with their scores; an axis of exponent 0 has size 1."""
+def _triples(exponents: tuple[float, ...], d: int, margin: float) -> list[tuple[float, Sequence[int]]]:
+    """The best axis triples of one side and their scores, none worse than the best by more than ``margin``.
+
+    An axis of exponent 0 has size 1.
+    """
     log_d = math.log(d)
     # The largest axis is what the others leave over: every product is then at least d, and next to it.
     *leading, last = sorted((i for i in range(3) if exponents[i] > _ZERO), key=lambda i: exponents[i])
-    options = [
-        [(size, (math.log(size) - exponents[i] * log_d) ** 2) for size in _window(d ** exponents[i], len(leading))]
-        for i in leading
-    ]
-    firsts, seconds = [*options, [(1, 0.0)], [(1, 0.0)]][:2]
-    scored = []
-    for first, first_deviation in firsts:
-        for second, second_deviation in seconds:
-            product_so_far = first * second
-            rest = -(-d // product_so_far)
-            score = first_deviation + second_deviation + (math.log(rest) - exponents[last] * log_d) ** 2
-            if rest * product_so_far != d:
-                score += _PADDING_BASE + _PADDING_PRICE * (rest * product_so_far / d - 1)
-            scored.append((score, first, second, rest))
-    best: list[tuple[float, Sequence[int]]] = []
-    for score, *sizes, rest in nsmallest(_CANDIDATES, scored):
+    options = [_deviations(d ** exponents[i], exponents[i] * log_d, len(leading)) for i in leading]
+    firsts, seconds = [*options, [(0.0, 1)], [(0.0, 1)]][:2]
+    log_last = exponents[last] * log_d
+    best: list[tuple[float, int, int, int]] = []
+    limit = math.inf
+    for first_deviation, first in firsts:
+        if first_deviation > limit:
+            break
+        for second_deviation, second in seconds:
+            score = first_deviation + second_deviation
+            if score > limit:
+                break
+            rest = -(-d // (first * second))
+            score += (math.log(rest) - log_last) ** 2
+            padded = rest * first * second
+            if padded != d:
+                score += _PADDING_BASE + _PADDING_PRICE * (padded / d - 1)
+            if score <= limit:
+                insort(best, (score, first, second, rest))
+                del best[_CANDIDATES:]
+                limit = best[0][0] + margin + _TIE
+                if len(best) == _CANDIDATES:
+                    limit = min(limit, best[-1][0])
+    triples: list[tuple[float, Sequence[int]]] = []
+    for score, *sizes, rest in best:
         triple = [1, 1, 1]
         triple[last] = rest
         for i, size in zip(leading, sizes, strict=False):
             triple[i] = size
         # Rounding makes ties between mirrored triples exact, so that the cheaper one wins and not float noise.
-        best.append((round(score, 9), tuple(triple)))
-    return sorted(best)
+        triples.append((round(score, _TIE_DIGITS), tuple(triple)))
+    return sorted(triples)
+
+
+def _deviations(target: float, log_target: float, num_leading: int) -> list[tuple[float, int]]:
+    """The sizes worth trying for an axis with their squared log distances from its target, nearest first."""
+    return sorted(((math.log(size) - log_target) ** 2, size) for size in _window(target, num_leading))
 
 
 def _window(target: float, num_leading: int) -> range:
@@ -232,14 +250,17 @@ def _ranks(exponent: float, d: int) -> list[tuple[float, Sequence[int]]]:
     if exponent <= _ZERO:
         return [(0.0, (1,))]
     nearest = max(1, round(d**exponent))
-    scored = [(round((math.log(rank) - exponent * math.log(d)) ** 2, 9), (rank,)) for rank in (nearest, nearest + 1)]
+    scored = [
+        (round((math.log(rank) - exponent * math.log(d)) ** 2, _TIE_DIGITS), (rank,)) for rank in (nearest, nearest + 1)
+    ]
     return sorted(scored)
 
 
-def _promises_full_rank(theta: Theta, d_in: int, d_out: int) -> bool:
-    inner = min(d_in, d_out) ** theta.rho
-    through_a = d_out ** (theta.phi + theta.delta) * inner * d_in ** (theta.gamma + theta.beta)
-    through_b = d_out ** (theta.phi + theta.epsilon) * inner * d_in ** (theta.gamma + theta.alpha)
+def _promises_full_rank(exponents: tuple[float, ...], d_in: int, d_out: int) -> bool:
+    alpha, beta, gamma, delta, epsilon, phi, rho = exponents
+    inner = min(d_in, d_out) ** rho
+    through_a = d_out ** (phi + delta) * inner * d_in ** (gamma + beta)
+    through_b = d_out ** (phi + epsilon) * inner * d_in ** (gamma + alpha)
     return bool(min(through_a, through_b) >= min(d_in, d_out) * (1 - _ZERO))
 
 

@@ -48,6 +48,12 @@ class Proposal:
     seed: int
     history_size: int
 
+    @property
+    def pending(self) -> PastTrial:
+        """Its trial, as the proposal after it sees it."""
+        structure = self.structure
+        return PastTrial(theta=structure.theta, digest=structure.digest, state=TrialState.PROPOSED, loss=None)
+
 
 MakeSampler = Callable[[], Sampler]
 
@@ -109,8 +115,9 @@ def _units(
 ) -> Iterator[Unit]:
     """Points to try for one proposal, in order, all from one seed."""
     seed = derive_seed(spec.sampler.seed, "proposal", len(history))
-    observed, pending = _seen(spec, history)
-    yield from islice(make_sampler().ask(observed, pending, subspace.num_coordinates, seed), _SAMPLER_TRIES)
+    sampler = make_sampler()
+    observed, pending = _seen(spec, history) if sampler.learns else ([], [])
+    yield from islice(sampler.ask(observed, pending, subspace.num_coordinates, seed), _SAMPLER_TRIES)
     yield from islice(_even_points(subspace.num_coordinates, seed), _EVEN_TRIES)
 
 

@@ -1,5 +1,7 @@
 """The trials of a search as its runner remembers them between two proposals; a copy that can be read again at any time."""
 
+from collections.abc import Sequence
+
 from search.proposals import PastTrial
 from service import repositories
 from service.database import Database
@@ -24,9 +26,11 @@ class History:
             self.trials[number : number + 1] = [trial]
         self._seen = last_event
 
-    def add(self, trial: Trial, *, after: int, upto: int) -> None:
-        """Remember a trial that was just added, by events ``after`` one number ``upto`` another one."""
-        if trial.number != len(self.trials) or after != self._seen:
+    def add(self, trials: Sequence[Trial], *, after: int, upto: int) -> None:
+        """Remember trials that were just added, by events ``after`` one number ``upto`` another one."""
+        if trials[0].number != len(self.trials) or after != self._seen:
             return  # something else happened as well: the next refresh tells
-        self.trials.append(PastTrial(theta=trial.theta, digest=trial.digest, state=trial.state, loss=None))
+        self.trials += [
+            PastTrial(theta=trial.theta, digest=trial.digest, state=trial.state, loss=None) for trial in trials
+        ]
         self._seen = upto

@@ -89,19 +89,26 @@ def goals_of(metrics: str) -> tuple[Goal, ...]:
     return tuple(goals)
 
 
-def add_completed(session: Session, search: Search, trial: Trial) -> None:
-    """Count a trial that has just completed among those of its structure.
+def add_completed(session: Session, search: Search, trials: Sequence[Trial]) -> None:
+    """Count trials that have just completed among those of their structures.
 
-    The caller holds the lock of the search, and has told of the completion: ``last_event`` is the event that did.
+    The caller holds the lock of the search, and has told of the completions, by events up to ``last_event``.
     """
-    result = session.get(Result, (search.id, trial.digest))
-    if result is None:
-        session.add(_result_of(search, [trial]))
+    if not trials:
         return
-    _count(result, trial)
-    if trial.number < session.scalars(select(Trial.number).where(Trial.id == result.trial_id)).one():
-        result.trial_id = trial.id
-    result.changed = search.last_event
+    digests = {trial.digest for trial in trials}
+    query = select(Result).where(Result.search_id == search.id, Result.digest.in_(digests))
+    results = {result.digest: result for result in session.scalars(query)}
+    for trial in trials:
+        result = results.get(trial.digest)
+        if result is None:
+            results[trial.digest] = result = _result_of(search, [trial])
+            session.add(result)
+            continue
+        _count(result, trial)
+        if trial.number < session.scalars(select(Trial.number).where(Trial.id == result.trial_id)).one():
+            result.trial_id = trial.id
+        result.changed = search.last_event
 
 
 def rebuild(session: Session, search: Search, digest: str) -> None:

@@ -20,13 +20,13 @@ def search_by_id(session: Session, search_id: str, *, lock: bool = False) -> Sea
     Raises:
         NotFound: there is none.
     """
-    locked: set[str] = session.info.setdefault("locked", set())
     # Locked once is locked until the end; to read it anew every time would cost a round trip every time.
-    search = session.get(Search, search_id, with_for_update=(lock and search_id not in locked) or None)
+    locked: dict[str, Search] = session.info.setdefault("locked", {})
+    search = locked.get(search_id) or session.get(Search, search_id, with_for_update=lock or None)
     if search is None:
         raise NotFound("search", search_id)
     if lock:
-        locked.add(search_id)
+        locked[search_id] = search
     return search
 
 
@@ -58,15 +58,15 @@ def history(session: Session, search_id: str, *, since: int = -1) -> list[tuple[
     ]
 
 
-def next_proposed(session: Session, search_id: str) -> Trial | None:
-    """The first trial that waits to run: proposed before, or back from an attempt that was no end."""
+def next_proposed(session: Session, search_id: str, number: int) -> Sequence[Trial]:
+    """The first so many trials that wait to run: proposed before, or back from an attempt that was no end."""
     query = (
         select(Trial)
         .where(Trial.search_id == search_id, Trial.state == TrialState.PROPOSED)
         .order_by(Trial.number)
-        .limit(1)
+        .limit(number)
     )
-    return session.scalars(query).first()
+    return session.scalars(query).all()
 
 
 def trials_in(session: Session, search_id: str, state: TrialState) -> Sequence[Trial]:

@@ -44,6 +44,9 @@ IDLE_SECONDS = 0.2
 LEASE_SECONDS = 6.0
 """How long a runner may be silent before others take over what it holds."""
 
+_PROPOSE_SECONDS = 0.05
+"""For how long slots may idle while the sampler thinks of further trials to start together with the first."""
+
 _BEATS_PER_LEASE = 5
 _LONGEST_PAUSE = 5.0
 """Seconds between two tries to reach a database that does not answer, at most."""
@@ -192,73 +195,85 @@ class Runner:
                     leases.release(search)
 
     def _fill_slots(self) -> None:
-        """Give every search one slot in turn, for as long as anything can be started."""
+        """Give slots to the search that has the fewest, for as long as anything can be started."""
         self._waits_for_slots = False
         wanting = [s for s in self._searches if self._searches[s].state in (SearchState.QUEUED, SearchState.RUNNING)]
         while wanting:
-            wanting = [search_id for search_id in wanting if self._start_next(search_id)]
+            first, *others = sorted((self._searches[search_id] for search_id in wanting), key=_num_running)
+            ahead = _num_running(others[0]) - _num_running(first) if others else sys.maxsize
+            if not self._start_next(first, at_most=max(1, ahead)):
+                wanting.remove(first.id)
 
-    def _start_next(self, search_id: str) -> bool:
-        """Start the next trial of a search, if it wants one and there is a slot."""
-        search = self._searches[search_id]
+    def _start_next(self, search: Search, at_most: int) -> bool:
+        """Start the next trials of a search, as far as it wants any and there are slots; whether any was started."""
         wanted = _num_wanted(search)
         if wanted <= 0:
             if search.num_alive == 0:
                 self._end_if_done(search)
             return False
         resources = self._resources_of_next(search)
-        slot = self._pool.reserve(resources, wanted=wanted)
-        if slot is None:
+        slots = self._pool.reserve(resources, wanted=wanted)[:at_most]
+        if not slots:
             self._explain_waiting(search, self._pool.missing(resources))
             return False
-        assignment = self._commit_start(search, slot, self._next_proposal(search))
-        if assignment is not None:
+        proposals = self._propose(search, len(slots) - search.counts.get(TrialState.PROPOSED, 0))
+        starts = self._commit_starts(search, slots, proposals)
+        for slot, assignment in starts.items():
             self._pool.submit(slot, assignment)
-        return assignment is not None
+        return bool(starts)
 
     def _resources_of_next(self, search: Search) -> Resources:
         if search.num_retries and search.counts.get(TrialState.PROPOSED):
             with self._database.read() as session:
-                trial = repositories.next_proposed(session, search.id)
-            if trial is not None and trial.alone:
+                waiting = repositories.next_proposed(session, search.id, 1)
+            if any(trial.alone for trial in waiting):
                 return self._pool.alone(search.spec.resources)
         return search.spec.resources
 
-    def _next_proposal(self, search: Search) -> Proposal | None:
-        """What to try next; None where a trial waits already, or where there is nothing left to try."""
-        if search.counts.get(TrialState.PROPOSED):
-            return None
+    def _propose(self, search: Search, number: int) -> list[Proposal | None]:
+        """What to try next, at least one of the ``number`` that are wanted; None last, where nothing is left to try."""
+        proposals: list[Proposal | None] = []
+        if number <= 0:
+            return proposals
         history = self._histories.setdefault(search.id, History())
         history.refresh(self._database, search)
+        past = list(history.trials)
         # Outside of any transaction: a sampler may take its time, and nobody else should have to wait for it.
-        started = time.perf_counter()
-        proposal = propose(search.spec, history.trials, lambda: make_sampler(search.spec.sampler))
-        self.stats = replace(self.stats, ask=self.stats.ask.observe(time.perf_counter() - started))
-        return proposal
+        began = ended = time.perf_counter()
+        while len(proposals) < number and ended - began < _PROPOSE_SECONDS:
+            started = ended
+            proposals.append(proposal := propose(search.spec, past, lambda: make_sampler(search.spec.sampler)))
+            ended = time.perf_counter()
+            self.stats = replace(self.stats, ask=self.stats.ask.observe(ended - started))
+            if proposal is None:
+                break
+            past.append(proposal.pending)
+        return proposals
 
-    def _commit_start(self, search: Search, slot: str, proposal: Proposal | None) -> Assignment | None:
-        """Write the start of the waiting trial, or of the proposed one, down; None where neither can start any more."""
+    def _commit_starts(
+        self, search: Search, slots: Sequence[str], proposals: Sequence[Proposal | None]
+    ) -> dict[str, Assignment]:
+        """Write the starts of what waits, and then of what is proposed, down; the assignments by slot."""
         with self._database.write() as session:
             search = leases.held(session, self._leases[search.id])
             self._searches[search.id], before = search, search.last_event
             if search.state not in (SearchState.QUEUED, SearchState.RUNNING):
-                return None
+                return {}
             if search.state is SearchState.QUEUED:
                 move_search(session, search, SearchState.RUNNING)
             search.waiting_for = None
-            trial = repositories.next_proposed(session, search.id) if search.counts.get(TrialState.PROPOSED) else None
-            if trial is None:
-                if proposal is None:
-                    search.reason = Reason.SPACE_EXHAUSTED
-                    return None
-                if proposal.number != search.num_trials:
-                    return None  # somebody has added a trial meanwhile: the next turn knows of it
-                trial = trials.add(session, search, proposal)
-            attempt = trials.start(session, search, trial, slot)
-            assignment = _assignment(attempt.id, trial, search)
-        if proposal is not None:
-            self._histories[search.id].add(trial, after=before, upto=search.last_event)
-        return assignment
+            if proposals and len(self._histories[search.id].trials) != search.num_trials:
+                proposals = []  # somebody has added a trial meanwhile: the next turn knows of it
+            if None in proposals:
+                search.reason = Reason.SPACE_EXHAUSTED
+            waiting = _waiting(session, search, len(slots))
+            added = [trials.add(session, search, proposal) for proposal in proposals if proposal]
+            started = dict(zip(slots, [*waiting, *added], strict=False))
+            attempts = {slot: trials.start(session, search, trial, slot) for slot, trial in started.items()}
+            assignments = {slot: _assignment(attempts[slot].id, trial, search) for slot, trial in started.items()}
+        if added:
+            self._histories[search.id].add(added, after=before, upto=search.last_event)
+        return assignments
 
     def _end_if_done(self, search: Search) -> None:
         with self._database.write() as session:
@@ -294,14 +309,16 @@ class Runner:
             # Read together; by their ids, below, they are then found without asking the database again.
             attempts = repositories.attempts(session, [event.key for event in batch])
             logger.debug("recording %d events of %d attempts", len(batch), len(attempts))
+            outcomes = {}
             for event in batch:
                 match event:
                     case Progress(key=key, report=report):
                         trials.record_progress(session, lease, key, report)
                     case Finished(key=key, outcome=outcome):
-                        trials.record_outcome(session, lease, key, outcome)
+                        outcomes[key] = outcome
                     case Lost(key=key, reason=reason):
                         trials.record_loss(session, lease, key, reason)
+            trials.record_outcomes(session, lease, outcomes)
 
     def _current_stats(self) -> RunnerStats:
         busy, slots = len(self._pool.assignments()), self._pool.num_slots
@@ -313,12 +330,25 @@ class Runner:
             leases.leave(session, self.id)
 
 
+def _num_running(search: Search) -> int:
+    return search.counts.get(TrialState.RUNNING, 0)
+
+
+def _waiting(session: Session, search: Search, number: int) -> Sequence[Trial]:
+    """The next trials that wait to run; one that has to be alone on its device starts alone."""
+    if not search.counts.get(TrialState.PROPOSED):
+        return []
+    waiting = repositories.next_proposed(session, search.id, number)
+    num_together = next((i for i, trial in enumerate(waiting) if trial.alone), len(waiting))
+    return waiting[: max(1, num_together)]
+
+
 def _num_wanted(search: Search) -> int:
     """How many more trials of a search may start now, within its concurrency and its budget."""
-    running, waiting = search.counts.get(TrialState.RUNNING, 0), search.counts.get(TrialState.PROPOSED, 0)
+    waiting = search.counts.get(TrialState.PROPOSED, 0)
     # A running search has a reason once nothing new is left to propose.
     unproposed = 0 if search.reason else search.num_unproposed
-    return min(search.spec.concurrency - running, waiting + unproposed)
+    return min(search.spec.concurrency - _num_running(search), waiting + unproposed)
 
 
 def _fair_share(runner_id: str, alive: Sequence[RunnerRow]) -> int | None:

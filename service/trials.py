@@ -5,7 +5,7 @@ What comes later, from a slot that was given up, is kept as late and harms nothi
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from sqlalchemy import inspect
@@ -143,14 +143,22 @@ def record_progress(session: Session, lease: Lease, attempt_id: str, report: Rep
         events.emit(session, search, "trial.progress", data, trial_id=attempt.trial_id)
 
 
-def record_outcome(session: Session, lease: Lease, attempt_id: str, outcome: Outcome) -> None:
-    """End the attempt with its whole learning curve; and its trial, unless the outcome is one to try again after."""
+def record_outcomes(session: Session, lease: Lease, outcomes: Mapping[str, Outcome]) -> None:
+    """End attempts with their whole learning curves; and their trials, unless the outcome is one to try again after."""
     search = repositories.search_by_id(session, lease.search_id, lock=True)
-    attempt = repositories.attempt_by_id(session, attempt_id)
-    if attempt is None or not _may_write(search, lease, attempt):
-        _keep_late(session, attempt, outcome)
-        return
-    _measure(session, attempt_id, outcome.curve)
+    ended = []
+    for attempt_id, outcome in outcomes.items():
+        attempt = repositories.attempt_by_id(session, attempt_id)
+        if attempt is not None and _may_write(search, lease, attempt):
+            _end_attempt(session, search, attempt, outcome)
+            ended.append(attempt.trial)
+        else:
+            _keep_late(session, attempt, outcome)
+    rankings.add_completed(session, search, [trial for trial in ended if trial.state is TrialState.COMPLETED])
+
+
+def _end_attempt(session: Session, search: Search, attempt: Attempt, outcome: Outcome) -> None:
+    _measure(session, attempt.id, outcome.curve)
     attempt.seconds, attempt.resumed_step = outcome.seconds, outcome.resumed_step
     trial = attempt.trial
     if outcome.kind is OutcomeKind.CHECKPOINTED:
@@ -184,13 +192,11 @@ def record_loss(session: Session, lease: Lease, attempt_id: str, reason: str) ->
 
 
 def end(session: Session, search: Search, trial: Trial, state: TrialState, reason: str | None) -> None:
-    """Enter a final state; what follows for the search follows at once."""
+    """Enter a final state; what follows for the search follows at once, but for its rankings."""
     move_trial(session, search, trial, state, reason)
     if state is TrialState.COMPLETED:
         assert trial.loss is not None
         search.best_loss = min(trial.loss, search.best_loss if search.best_loss is not None else trial.loss)
-        session.flush()
-        rankings.add_completed(session, search, trial)
     failures = search.counts.get(TrialState.FAILED, 0)
     if failures >= search.spec.budget.max_failures and search.state in (SearchState.RUNNING, SearchState.PAUSED):
         move_search(session, search, SearchState.STOPPING, Reason.TOO_MANY_FAILURES)

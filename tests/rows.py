@@ -82,7 +82,7 @@ class Rows:
         """The end of an attempt."""
         lease = self.lease(attempt_id.split("-")[0])
         with self.database.write() as session:
-            trials.record_outcome(session, lease, attempt_id, outcome)
+            trials.record_outcomes(session, lease, {attempt_id: outcome})
 
     def progress(self, attempt_id: str, *points: Report) -> None:
         """What an attempt reports, each point by itself."""
@@ -128,7 +128,7 @@ def _complete(session: Session, lease: Lease, search: Search, trial: Trial, loss
     attempt = trials.start(session, search, trial, "slot")
     session.flush()
     outcome = Outcome.completed(loss=loss, curve=(point(1, loss),), seconds=1.0)
-    trials.record_outcome(session, lease, attempt.id, outcome)
+    trials.record_outcomes(session, lease, {attempt.id: outcome})
     return trial.id
 
 

@@ -73,8 +73,8 @@ class Pool(Protocol):
         """The resources that give a trial, which had not enough memory with ``resources``, a device to itself."""
         ...
 
-    def reserve(self, resources: Resources, *, wanted: int) -> str | None:
-        """The name of an idle slot with these resources, or None; makes up to ``wanted`` slots ready where there is room.
+    def reserve(self, resources: Resources, *, wanted: int) -> Sequence[str]:
+        """The names of up to ``wanted`` idle slots with these resources; has more made ready where there is room.
 
         Raises:
             PoolGone: the cluster is gone.
@@ -180,9 +180,9 @@ class LocalPool:
         """See ``Pool.alone``; there is one slot, and it is alone."""
         return resources
 
-    def reserve(self, resources: Resources, *, wanted: int) -> str | None:
+    def reserve(self, resources: Resources, *, wanted: int) -> Sequence[str]:
         """See ``Pool.reserve``; every resource is taken to be there."""
-        return None if self.assignments() or self._limit == 0 else self.SLOT
+        return [] if self.assignments() or self._limit == 0 else [self.SLOT][:wanted]
 
     def missing(self, resources: Resources) -> str | None:
         """See ``Pool.missing``."""

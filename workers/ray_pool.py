@@ -124,19 +124,14 @@ class RayPool:
             return Resources(cpus=resources.cpus, gpus=max(1, math.ceil(resources.gpus)))
         return Resources(cpus=max(resources.cpus, min(self._cluster.largest("CPU"), 1024)))
 
-    def reserve(self, resources: Resources, *, wanted: int) -> str | None:
+    def reserve(self, resources: Resources, *, wanted: int) -> Sequence[str]:
         """See ``Pool.reserve``."""
-        starting = 0
-        for name, handle in self._slots.items():
-            if handle.key is None and handle.resources == resources:
-                if handle.starting is None:
-                    return name
-                starting += 1
-        for _ in range(wanted - starting):
+        free = {n: handle for n, handle in self._slots.items() if handle.key is None and handle.resources == resources}
+        for _ in range(wanted - len(free)):
             if not self._make_room(resources):
                 break
             self._start(resources)
-        return None
+        return [name for name, handle in free.items() if handle.starting is None][:wanted]
 
     def missing(self, resources: Resources) -> str | None:
         """See ``Pool.missing``."""

@@ -42,9 +42,9 @@ class InstantPool:
         """See ``Pool``."""
         return resources
 
-    def reserve(self, resources: Resources, *, wanted: int) -> str | None:
+    def reserve(self, resources: Resources, *, wanted: int) -> Sequence[str]:
         """See ``Pool``."""
-        return next((slot for slot in self._slots if slot not in self._keys.values()), None)
+        return [slot for slot in self._slots if slot not in self._keys.values()][:wanted]
 
     def missing(self, resources: Resources) -> str | None:
         """See ``Pool``."""

@@ -18,6 +18,11 @@ class Observation:
 class Sampler(Protocol):
     """Proposes points. Keeps nothing between calls: what it knows is what it is given."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether the points depend on what was observed; otherwise nobody needs to prepare it."""
+        ...
+
     def ask(
         self, observed: Sequence[Observation], pending: Sequence[Unit], num_coordinates: int, seed: int
     ) -> Iterator[Unit]:

@@ -26,10 +26,11 @@ class _Told(FrozenTrial):
 
 
 class OptunaBacked:
-    """Any Optuna sampler, made anew from a seed for every ask."""
+    """Any Optuna sampler, made anew from a seed for every ask; ``learns`` as in ``Sampler``."""
 
-    def __init__(self, make: Callable[[int], BaseSampler]) -> None:
+    def __init__(self, make: Callable[[int], BaseSampler], *, learns: bool = True) -> None:
         self._make = make
+        self.learns = learns
 
     def ask(
         self, observed: Sequence[Observation], pending: Sequence[Unit], num_coordinates: int, seed: int

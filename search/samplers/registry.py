@@ -10,7 +10,7 @@ from search.spec import Random, SamplerSpec, Tpe
 
 _MAKERS: Mapping[type, Callable[..., Sampler]] = {
     Tpe: lambda spec: OptunaBacked(lambda seed: TPESampler(seed=seed, n_startup_trials=spec.startup_trials)),
-    Random: lambda spec: OptunaBacked(lambda seed: RandomSampler(seed=seed)),
+    Random: lambda spec: OptunaBacked(lambda seed: RandomSampler(seed=seed), learns=False),
 }
 
 

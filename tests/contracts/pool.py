@@ -1,6 +1,6 @@
 """What every pool keeps: subclass, and give one fixture."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -37,13 +37,13 @@ class Driver:
     def reserve(self, resources: Resources = WHOLE) -> str:
         """A slot with these resources, once there is one."""
 
-        def attempt() -> str | None:
-            slot = self.pool.reserve(resources, wanted=1)
-            if slot is None:
+        def attempt() -> Sequence[str]:
+            slots = self.pool.reserve(resources, wanted=1)
+            if not slots:
                 self.wait()
-            return slot
+            return slots
 
-        return str(wait_for(attempt, what=f"a slot with {resources}"))
+        return wait_for(attempt, what=f"a slot with {resources}")[0]
 
     def reserve_some(self, number: int, resources: Resources) -> None:
         """Have so many slots with these resources ready."""
@@ -105,7 +105,7 @@ class PoolContract:
         assert driver.pool.assignments() == {}
         assert driver.start("a", micro_trial()) == slot
         assert driver.pool.assignments() == {"a": slot}
-        assert driver.pool.reserve(WHOLE, wanted=2) is None
+        assert not driver.pool.reserve(WHOLE, wanted=2)
         driver.outcome("a")
         assert driver.pool.assignments() == {}
         assert driver.start("b", micro_trial()) == slot
@@ -188,7 +188,7 @@ class PoolContract:
         first = driver.outcome("a")
         assert driver.pool.adopt(slot, "a")
         assert driver.pool.assignments() == {"a": slot}
-        assert driver.pool.reserve(WHOLE, wanted=1) is None
+        assert not driver.pool.reserve(WHOLE, wanted=1)
         wait_for(lambda: driver.heard("a"), until=lambda ends: len(ends) == 2, what="the second telling")
         assert driver.outcome("a") == first
         assert driver.start("b", micro_trial()) == slot
@@ -208,7 +208,7 @@ class PoolContract:
         assert driver.pool.num_slots == 1
         driver.pool.keep_at_most(0)
         assert driver.pool.num_slots == 0
-        assert driver.pool.reserve(WHOLE, wanted=1) is None
+        assert not driver.pool.reserve(WHOLE, wanted=1)
         driver.pool.keep_at_most(None)
         driver.start("a", micro_trial())
         driver.pool.keep_at_most(0)

@@ -32,6 +32,13 @@ class SamplerContract:
         next(sampler.ask(_history(12, num_coordinates), [], num_coordinates, 8))
         assert next(sampler.ask(history, pending, num_coordinates, 7)) == first
 
+    @DIMENSIONS
+    def test_looks_at_the_history_if_it_learns(self, sampler: Sampler, num_coordinates: int) -> None:
+        seeds = range(10)
+        without = [next(sampler.ask([], [], num_coordinates, seed)) for seed in seeds]
+        informed = [next(sampler.ask(_history(30, num_coordinates), [], num_coordinates, seed)) for seed in seeds]
+        assert (without != informed) == sampler.learns
+
     def test_gives_other_points_for_other_seeds(self, sampler: Sampler) -> None:
         for num_observed in (0, 30):
             history = _history(num_observed, 3)

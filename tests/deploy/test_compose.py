@@ -164,7 +164,9 @@ class TestLifecycle:
 
 
 class TestImages:
-    @pytest.mark.parametrize(("target", "extras"), [("api", {"parquet"}), ("runner", {"runner"}), ("worker", {"workers"})])
+    @pytest.mark.parametrize(
+        ("target", "extras"), [("api", {"parquet"}), ("runner", {"runner"}), ("worker", {"workers"})]
+    )
     def test_each_installs_its_extra_and_no_other(self, target: str, extras: set[str]) -> None:
         commands = [c for name in sources(STAGES, target) for c in STAGES[name].arguments("RUN") if "pip install" in c]
         assert {extra for command in commands for extra in re.findall(r"\[([^\]]*)\]", command)} == extras

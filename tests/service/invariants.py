@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from math import isclose
 
 from sqlalchemy import select
@@ -29,9 +30,12 @@ def check(database: Database, search_id: str) -> None:
 
 def _check_search(search: Search, trials: Sequence[Trial]) -> None:
     assert [trial.number for trial in trials] == list(range(len(trials)))
-    assert len({(trial.digest, trial.replicate) for trial in trials}) == len(trials)
+    for digest in {trial.digest for trial in trials}:
+        replicates = [trial.replicate for trial in trials if trial.digest == digest]
+        assert replicates == list(range(len(replicates)))
     for state in TrialState:
         assert search.counts.get(state, 0) == sum(trial.state is state for trial in trials), state
+    assert search.counts.get(TrialState.RUNNING, 0) <= search.spec.concurrency
     assert isclose(search.train_flops, sum(trial.train_flops for trial in trials))
     most = search.spec.budget.num_trials(search.spec.proxy.train_flops)
     assert most is None or len(trials) <= most
@@ -51,7 +55,7 @@ def _check_events(search: Search, trials: Sequence[Trial], events: Sequence[Even
     assert [event.number for event in events] == list(range(1, search.last_event + 1))
     states = [event.data["state"] for event in events if event.kind == "search.state"]
     assert states[-1] == search.state
-    assert all(SearchState(new) in SearchState(old).successors() for old, new in zip(states, states[1:], strict=False))
+    assert all(SearchState(new) in SearchState(old).successors() for old, new in pairwise(states))
     told: dict[str, list[Event]] = defaultdict(list)
     for event in events:
         if event.kind in _ABOUT_TRIALS and event.trial_id is not None:

@@ -59,13 +59,12 @@ class LocalPools:
         """See ``Pool.alone``."""
         return resources
 
-    def reserve(self, resources: Resources, *, wanted: int) -> str | None:
+    def reserve(self, resources: Resources, *, wanted: int) -> Sequence[str]:
         """See ``Pool.reserve``; an idle slot is anyone's."""
-        if self._limit is not None and len(self._keys) >= self._limit:
-            return None
         held = self._keys.values()
-        idle = (name for name, slot in self._slots.items() if name not in held and not slot.local.assignments())
-        return next(idle, None)
+        idle = [name for name, slot in self._slots.items() if name not in held and not slot.local.assignments()]
+        room = wanted if self._limit is None else min(wanted, self._limit - len(self._keys))
+        return idle[: max(0, room)]
 
     def missing(self, resources: Resources) -> str | None:
         """See ``Pool.missing``."""

@@ -84,9 +84,9 @@ class TestRead:
     def test_sees_one_state_of_the_database(self, rows: Rows) -> None:
         search_id = rows.search()
         with rows.database.read() as session:
-            assert repositories.next_proposed(session, search_id) is None
+            assert not repositories.next_proposed(session, search_id, 1)
             rows.trial(search_id, NAMED["btt"])
-            assert repositories.next_proposed(session, search_id) is None
+            assert not repositories.next_proposed(session, search_id, 1)
 
     def test_does_not_keep_writers_waiting(self, rows: Rows) -> None:
         search_id = rows.search()

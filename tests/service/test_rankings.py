@@ -170,7 +170,7 @@ class History:
             trial.changed = search.last_event
             session.add(trial)
             session.flush()
-            rankings.add_completed(session, search, trial)
+            rankings.add_completed(session, search, [trial])
         self.made.append(trial)
 
     def toggle(self, place: int) -> int:
@@ -338,7 +338,7 @@ class TestPareto:
             search = session.get_one(Search, "f")
             session.flush()
             for trial in made:
-                rankings.add_completed(session, search, trial)
+                rankings.add_completed(session, search, [trial])
         expected = [trial.digest for trial in made][:MAX_MEMBERS]
         assert _digests(history.database, "loss,macs") == expected
         assert _digests(history.database, "loss,macs") == expected

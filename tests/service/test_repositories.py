@@ -100,8 +100,8 @@ class TestTrials:
     @staticmethod
     def _next(rows: Rows, search_id: str) -> str | None:
         with rows.database.read() as session:
-            trial = repositories.next_proposed(session, search_id)
-            return trial.id if trial else None
+            trials = repositories.next_proposed(session, search_id, 1)
+            return trials[0].id if trials else None
 
     def test_of_a_structure_are_counted(self, rows: Rows) -> None:
         search_id = rows.search(WIDE)

@@ -30,7 +30,7 @@ from service.runner import Runner
 from service.trials import MAX_LOST_ATTEMPTS
 from tests.rows import TINY, contents
 from tests.service.pools import CutOff, LocalPools, PowerCut
-from workers.pool import Event, Finished, LocalPool, Pool
+from workers.pool import Assignment, Event, Finished, LocalPool, Pool
 from workers.workspace import Workspace
 
 PROXY = replace(TINY, corpus=FileCorpus(path="corpus.txt"))
@@ -193,6 +193,36 @@ class TestConcurrency:
         pool.power = True
         _run(database, pool)
         assert [_ending(database, search_id) for search_id in ids] == [COMPLETED] * 2
+
+    def test_gives_the_next_slot_to_the_search_that_has_fewer(
+        self, database: Database, workspace: Workspace, corpora_dir: Path
+    ) -> None:
+        early = _submit(database, _spec(6, concurrency=2), corpora_dir)
+        runner = _runner(database, LocalPools(workspace, 2))
+        runner.turn(0)
+        late = _submit(database, _spec(2, concurrency=2), corpora_dir)
+        runner.turn(0)
+        assert [_states(database, search_id) for search_id in (early, late)] == [
+            ["RUNNING", "COMPLETED"],
+            ["COMPLETED"],
+        ]
+        _turn_to_the_end(runner)
+        assert [_ending(database, search_id) for search_id in (early, late)] == [COMPLETED] * 2
+
+    def test_starts_what_waits_together_with_what_is_proposed(
+        self, database: Database, workspace: Workspace, corpora_dir: Path
+    ) -> None:
+        search_id = _submit(database, _spec(3, concurrency=3), corpora_dir)
+        with database.write() as session:
+            trials.enqueue(session, search_id, NAMED["kronecker"])
+        _cut(database, CutOff(workspace, 3))
+        found = _trials(database, search_id)
+        assert [(trial.state, trial.origin) for trial in found] == [
+            (TrialState.RUNNING, "user"),
+            (TrialState.RUNNING, "search"),
+            (TrialState.RUNNING, "search"),
+        ]
+        assert len({trial.digest for trial in found}) == 3
 
 
 class TestWaiting:
@@ -631,7 +661,7 @@ class TestUsersTrial:
 
             added = False
 
-            def reserve(self, resources: Resources, *, wanted: int) -> str | None:
+            def reserve(self, resources: Resources, *, wanted: int) -> Sequence[str]:
                 if not self.added:
                     self.added = True
                     with database.write() as session:
@@ -683,7 +713,7 @@ class TestSeveralRunners:
         class FallsAsleep(LocalPool):
             """A slot whose runner sleeps through its lease between finding it and starting a trial on it."""
 
-            def reserve(self, resources: Resources, *, wanted: int) -> str | None:
+            def reserve(self, resources: Resources, *, wanted: int) -> Sequence[str]:
                 with database.write() as session:
                     search = repositories.search_by_id(session, search_id, lock=True)
                     search.runner_id, search.epoch = leases.enrol(session, 60).id, search.epoch + 1
@@ -709,7 +739,7 @@ class TestMemory:
             def alone(self, resources: Resources) -> Resources:
                 return replace(resources, gpus=1.0)
 
-            def reserve(self, resources: Resources, *, wanted: int) -> str | None:
+            def reserve(self, resources: Resources, *, wanted: int) -> Sequence[str]:
                 asked.append(resources)
                 return super().reserve(resources, wanted=wanted)
 
@@ -723,6 +753,32 @@ class TestMemory:
         (trial,) = _trials(database, search_id)
         assert _attempts(trial) == [AttemptState.OUT_OF_MEMORY, AttemptState.ENDED]
         assert (trial.state, trial.alone) == (TrialState.COMPLETED, True)
+
+    def test_that_one_trial_needs_is_not_given_to_the_others(
+        self, database: Database, workspace: Workspace, corpora_dir: Path
+    ) -> None:
+        search_id = _submit(database, _spec(3, concurrency=3), corpora_dir)
+        with database.write() as session:
+            waiting = [trials.enqueue(session, search_id, NAMED[name]) for name in ("kronecker", "btt", "monarch")]
+            waiting[1].alone, waiting[1].search.num_retries = True, 1
+        submitted: list[tuple[str, float]] = []
+
+        class Sorted(LocalPools):
+            """Slots of any shape that note with which resources a trial was started."""
+
+            def alone(self, resources: Resources) -> Resources:
+                return replace(resources, gpus=1.0)
+
+            def reserve(self, resources: Resources, *, wanted: int) -> Sequence[str]:
+                self.gpus = resources.gpus
+                return super().reserve(resources, wanted=wanted)
+
+            def submit(self, slot: str, assignment: Assignment) -> None:
+                submitted.append((assignment.key, self.gpus))
+                super().submit(slot, assignment)
+
+        _run(database, Sorted(workspace, 3))
+        assert submitted == [(f"{search_id}-{number}-1", gpus) for number, gpus in enumerate((0, 1, 0))]
 
 
 class TestDatabaseThatIsAway:

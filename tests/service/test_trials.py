@@ -281,7 +281,7 @@ class TestFence:
         before = contents(rows.database)
         with rows.database.write() as session:
             trials.record_progress(session, old, attempt_id, point(1))
-            trials.record_outcome(session, old, attempt_id, OUTCOMES[state])
+            trials.record_outcomes(session, old, {attempt_id: OUTCOMES[state]})
             trials.record_loss(session, old, attempt_id, "gone")
         assert contents(rows.database) == before
         with pytest.raises(LeaseLost), rows.database.write() as session:
@@ -298,7 +298,7 @@ class TestFence:
             repositories.search_by_id(session, search_id, lock=True).epoch += 1
         before = contents(rows.database)
         with rows.database.write() as session:
-            trials.record_outcome(session, old, attempt_id, Outcome.completed(loss=1.0))
+            trials.record_outcomes(session, old, {attempt_id: Outcome.completed(loss=1.0)})
         assert contents(rows.database) == before
 
 
