@@ -13,7 +13,7 @@ from api.deps import AppDatabase, AppRateLimit, AppSettings
 from service.database import Database
 from service.errors import Unauthorized
 from service.keys import LOCAL, Caller, Scope, authenticate
-from service.settings import Settings
+from service.settings import LOOPBACK, Settings
 
 _bearer = HTTPBearer(
     scheme_name="ApiKey",
@@ -54,6 +54,12 @@ def _caller_of(
             raise Unauthorized(
                 "this service needs an API key: send it as Authorization: Bearer es_<id>_<secret>; "
                 "who runs the service creates one with: einsearch keys create --owner NAME"
+            )
+        if request.url.hostname not in LOOPBACK:
+            # A page in a browser on this machine can ask for a name of its own that leads here (DNS rebinding).
+            raise Unauthorized(
+                f"without a key this service answers at {', '.join(LOOPBACK)} alone, and was asked for at "
+                f"{request.url.hostname}; use one of these names, or send an API key"
             )
         return LOCAL
     with database.read() as session:

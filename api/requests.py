@@ -7,6 +7,7 @@ import time
 from http import HTTPMethod
 from urllib.parse import quote
 
+from anyio import BrokenResourceError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -58,6 +59,8 @@ class RequestIds:
 
         try:
             await self._app(scope, receive, identified)
+        except* BrokenResourceError:
+            pass  # FastAPI was handing a client, who has gone, the next event of a stream: there is nobody to tell
         finally:
             _log(scope, status, time.perf_counter() - started)
 

@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from einlayers.theta import NAMED
 from service.settings import Settings
+from tests.api.local import LocalClient
 from tests.corpora import make_corpora
 from tests.rows import Rows
 
@@ -15,7 +16,7 @@ from tests.rows import Rows
 @pytest.fixture
 def client(settings: Settings) -> Iterator[TestClient]:
     """A client of the application on a fresh database."""
-    with TestClient(create_app(settings)) as opened:
+    with LocalClient(create_app(settings)) as opened:
         yield opened
 
 
@@ -36,5 +37,5 @@ def shared_client(shared: Rows, search_id: str, tmp_path_factory: pytest.TempPat
     (corpora_dir / "way-out.txt").symlink_to(folder / "secret.txt")
     url = shared.database.engine.url.render_as_string(hide_password=False)
     settings = Settings(home=folder / "home", database_url=url, corpora_dir=corpora_dir)
-    with TestClient(create_app(settings)) as opened:
+    with LocalClient(create_app(settings)) as opened:
         yield opened

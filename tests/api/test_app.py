@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from starlette.testclient import TestClient
 
 from api.app import create_app
 from service.settings import Settings
+from tests.api.local import LocalClient
 
 CALLS = {
     "POST /v1/searches",
@@ -152,11 +152,11 @@ class TestDocument:
 
 class TestDocumentation:
     def test_is_where_a_visitor_arrives(self, app: FastAPI) -> None:
-        response = TestClient(app).get("/", follow_redirects=False)
+        response = LocalClient(app).get("/", follow_redirects=False)
         assert (response.status_code, response.headers["location"]) == (307, "/docs")
 
     def test_loads_nothing_from_elsewhere(self, app: FastAPI) -> None:
-        client = TestClient(app)
+        client = LocalClient(app)
         page = client.get("/docs").text
         addresses = re.findall(r"""(?:src|href|url)\s*[=:]\s*["']([^"']+)""", page)
         assert len(addresses) > 2

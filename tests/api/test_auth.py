@@ -21,6 +21,7 @@ from service import keys, migrate
 from service.database import Database
 from service.keys import Limits, Scope
 from service.settings import Settings
+from tests.api.local import LocalClient
 from tests.api.problems import problem_of
 from tests.rows import Rows
 
@@ -63,7 +64,7 @@ def opens(database: Database) -> Iterator[Opens]:
     clients = []
 
     def opens(**settings: Any) -> TestClient:
-        clients.append(TestClient(make_app(database, **settings), client=("10.0.0.1", 1)))
+        clients.append(LocalClient(make_app(database, **settings), client=("10.0.0.1", 1)))
         return clients[-1]
 
     yield opens
@@ -74,7 +75,7 @@ def opens(database: Database) -> Iterator[Opens]:
 @pytest.fixture(scope="module")
 def guarded(shared: Rows) -> Iterator[TestClient]:
     """A client of an application that needs keys and tells its faults."""
-    with TestClient(make_app(shared.database, require_keys=True)) as opened:
+    with LocalClient(make_app(shared.database, require_keys=True)) as opened:
         yield opened
 
 
@@ -102,6 +103,17 @@ class TestWithoutNeed:
     @pytest.mark.parametrize("call", CALLS.values())
     def test_a_caller_without_a_key_may_do_everything(self, opens: Opens, call: tuple[str, str]) -> None:
         assert opens().request(*call).json() == "local"
+
+    @pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1", "[::1]:8000"])
+    def test_the_machine_itself_is_asked(self, host: str, opens: Opens) -> None:
+        assert opens().get("/read", headers={"Host": host}).json() == "local"
+
+    @pytest.mark.parametrize(
+        "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io"]
+    )
+    def test_another_name_that_leads_here_is_not(self, host: str, opens: Opens, database: Database) -> None:
+        assert "localhost" in refused(opens().get("/read", headers={"Host": host}))
+        assert opens().get("/read", headers={"Host": host, **bearer(make_key(database))}).json() == "ann"
 
     def test_a_key_says_who_asks(self, opens: Opens, database: Database) -> None:
         assert opens().get("/read", headers=bearer(make_key(database))).json() == "ann"
@@ -157,7 +169,7 @@ class TestOwner:
             await client.app(scope, receive, send)
             owners.append(scope["state"]["owner"])
 
-        logged = TestClient(log)
+        logged = LocalClient(log)
         logged.get("/read")
         logged.post("/submit", headers=bearer(make_key(database)))
         assert owners == ["local", "ann"]
@@ -200,7 +212,7 @@ class TestHeader:
 class TestDatabase:
     def test_that_does_not_answer_makes_no_key_wrong(self, tmp_path: Path) -> None:
         database = Database(f"postgresql+psycopg://user:secret@/name?host={tmp_path}")
-        client = TestClient(make_app(database, require_keys=True), raise_server_exceptions=False)
+        client = LocalClient(make_app(database, require_keys=True), raise_server_exceptions=False)
         headers = bearer(f"es_{'0' * 12}_{'A' * 43}")
         problem_of(client.get("/read", headers=headers), 503, "database_unavailable")
         refused(client.get("/read"))
@@ -231,7 +243,7 @@ class TestRateLimit:
 
     def test_is_one_per_host_where_there_is_no_key(self, opens: Opens) -> None:
         here = opens(requests_per_minute=5)
-        there = TestClient(here.app, client=("10.0.0.2", 1))
+        there = LocalClient(here.app, client=("10.0.0.2", 1))
         assert passed(here) == 5
         assert passed(there) == 5
 
@@ -255,7 +267,7 @@ class TestRateLimit:
     def test_is_there_without_being_put_there(self, database: Database) -> None:
         app = make_app(database, requests_per_minute=3)
         del app.state.rate_limit
-        assert passed(TestClient(app)) >= 3
+        assert passed(LocalClient(app)) >= 3
 
 
 class TestDocument:

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 
 from api.errors import add_handlers
 from service.errors import ServiceError
+from tests.api.local import LocalClient
 from tests.api.problems import problem_of
 from tests.bodies import DESCRIBE, EXAMPLE, MONARCH, json_values, mutations
 from tests.rows import Rows, contents
@@ -483,7 +484,7 @@ def _answer_to(error: Exception) -> Response:
     def fail() -> None:
         raise error
 
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with LocalClient(app, raise_server_exceptions=False) as client:
         return client.get("/", headers={"X-Request-Id": "from-the-client"})
 
 

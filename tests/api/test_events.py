@@ -26,6 +26,7 @@ from service.models import Event, Reason
 from service.notices import Notice
 from service.settings import Settings
 from service.transitions import move_search
+from tests.api.local import LocalClient
 from tests.api.problems import problem_of
 from tests.rows import Rows
 from tests.waiting import wait_for
@@ -185,7 +186,7 @@ class TestReplay:
 
     def test_needs_a_key_where_keys_are_needed(self, settings: Settings, rows: Rows) -> None:
         path = f"{_path(rows.search())}?follow=false"
-        with TestClient(create_app(settings.model_copy(update={"require_keys": True}))) as guarded:
+        with LocalClient(create_app(settings.model_copy(update={"require_keys": True}))) as guarded:
             problem_of(guarded.get(path), 401, "unauthorized")
             with rows.database.write() as session:
                 key = keys.create(session, owner="ann", scopes=[Scope.READ])

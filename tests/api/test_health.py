@@ -10,13 +10,14 @@ from service.database import Database
 from service.migrate import configuration
 from service.models import Runner, RunnerStats
 from service.settings import Settings
+from tests.api.local import LocalClient
 from tests.api.problems import problem_of
 from tests.databases import Server
 
 
 class TestLiveness:
     def test_is_there_without_a_database(self, tmp_path: Path) -> None:
-        with TestClient(create_app(_settings_without_database(tmp_path))) as client:
+        with LocalClient(create_app(_settings_without_database(tmp_path))) as client:
             response = client.get("/healthz")
         assert response.status_code == 200
         assert response.json() == {"status": "ok", "checks": {}}
@@ -30,7 +31,7 @@ class TestReadiness:
         assert response.json() == {"status": "ok", "checks": {"database": "ok", "runner": "ok", "ray": "ok"}}
 
     def test_is_missing_with_another_schema_and_says_what_to_do(self, server: Server, tmp_path: Path) -> None:
-        with server.empty() as url, TestClient(create_app(Settings(home=tmp_path, database_url=url))) as client:
+        with server.empty() as url, LocalClient(create_app(Settings(home=tmp_path, database_url=url))) as client:
             response = client.get("/readyz")
             assert response.status_code == 503
             assert response.json() == {
@@ -43,7 +44,7 @@ class TestReadiness:
             }
 
     def test_is_missing_without_a_database(self, tmp_path: Path) -> None:
-        with TestClient(create_app(_settings_without_database(tmp_path))) as client:
+        with LocalClient(create_app(_settings_without_database(tmp_path))) as client:
             response = client.get("/readyz")
         assert response.status_code == 503
         assert response.json()["status"] == "unavailable"
@@ -107,7 +108,7 @@ def _degraded(client: TestClient) -> dict[str, str]:
 
 class TestDatabaseOutage:
     def test_is_told_as_one_and_for_how_long_to_wait(self, tmp_path: Path) -> None:
-        with TestClient(create_app(_settings_without_database(tmp_path))) as client:
+        with LocalClient(create_app(_settings_without_database(tmp_path))) as client:
             for response in (
                 client.get("/v1/searches"),
                 client.post("/v1/searches", json={"name": "test", "budget": {"max_trials": 1}}),
@@ -117,7 +118,7 @@ class TestDatabaseOutage:
                 assert response.headers["retry-after"] == "5"
 
     def test_is_told_of_a_schema_that_is_not_there(self, server: Server, tmp_path: Path) -> None:
-        with server.empty() as url, TestClient(create_app(Settings(home=tmp_path, database_url=url))) as client:
+        with server.empty() as url, LocalClient(create_app(Settings(home=tmp_path, database_url=url))) as client:
             for path in ("/v1/searches", "/v1/structures", "/v1/trials/5f0c-7"):
                 response = client.get(path)
                 assert "not ready for this version" in problem_of(response, 503, "database_unavailable").detail
@@ -126,11 +127,11 @@ class TestDatabaseOutage:
     def test_is_told_of_an_old_schema(self, server: Server, tmp_path: Path) -> None:
         with server.empty() as url:
             command.upgrade(configuration(url), "0001")
-            with TestClient(create_app(Settings(home=tmp_path, database_url=url))) as client:
+            with LocalClient(create_app(Settings(home=tmp_path, database_url=url))) as client:
                 problem_of(client.get("/v1/searches"), 503, "database_unavailable")
 
     def test_leaves_what_needs_no_database(self, tmp_path: Path) -> None:
-        with TestClient(create_app(_settings_without_database(tmp_path))) as client:
+        with LocalClient(create_app(_settings_without_database(tmp_path))) as client:
             response = client.post("/v1/searches:validate", json={"name": "test", "budget": {"max_trials": 1}})
         assert response.status_code == 200
 

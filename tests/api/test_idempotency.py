@@ -1,5 +1,6 @@
 """``Idempotent``, in an application of a few endpoints, and in the real one."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,13 +11,14 @@ from httpx2 import Response
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from api.deps import Writing
+from api.deps import MAX_SESSIONS, Writing
 from api.errors import add_handlers
 from api.idempotency import Flights, Idempotent
 from api.schemas import Schema
 from service.database import Database
 from service.errors import WrongState
 from service.models import IdempotencyKey
+from tests.api.local import LocalClient
 from tests.api.problems import problem_of
 from tests.bodies import MONARCH
 from tests.rows import Rows, contents
@@ -69,6 +71,7 @@ def app(database: Database, things: Things) -> FastAPI:
     app = FastAPI()
     app.state.database = database
     app.state.flights = Flights()
+    app.state.turns = asyncio.Semaphore(MAX_SESSIONS)
     add_handlers(app)
 
     @app.post("/v1/things", status_code=201)
@@ -90,7 +93,7 @@ def app(database: Database, things: Things) -> FastAPI:
 @pytest.fixture
 def small_client(app: FastAPI) -> Iterator[TestClient]:
     """A client of the application of a few endpoints."""
-    with TestClient(app) as opened:
+    with LocalClient(app) as opened:
         yield opened
 
 

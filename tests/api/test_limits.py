@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from api.errors import add_handlers
 from api.limits import MAX_BODY_BYTES, BodyLimit, RateLimit
 from service.errors import TooMany
+from tests.api.local import LocalClient
 from tests.api.problems import problem_of
 
 
@@ -128,7 +129,7 @@ def client() -> Iterator[TestClient]:
     def size(body: Annotated[list[str], Body()]) -> int:
         return len(body[0])
 
-    with TestClient(app) as opened:
+    with LocalClient(app) as opened:
         yield opened
 
 

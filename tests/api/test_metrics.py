@@ -12,6 +12,7 @@ from service import leases
 from service.database import Database
 from service.models import LATENCY_BOUNDS, RunnerStats
 from service.settings import Settings
+from tests.api.local import LocalClient
 from tests.databases import Server
 from tests.rows import Rows
 
@@ -105,7 +106,7 @@ class TestProcess:
         def fail() -> None:
             raise RuntimeError
 
-        with TestClient(app, raise_server_exceptions=False) as client:
+        with LocalClient(app, raise_server_exceptions=False) as client:
             client.get("/broken")
             assert _value(_scrape(client), "http_requests_total", method="GET", route="/broken", status="500") == 1
 
@@ -121,14 +122,14 @@ def app(tmp_path: Path) -> FastAPI:
 
 class TestDatabaseOutage:
     def test_leaves_what_the_process_knows(self, app: FastAPI) -> None:
-        with TestClient(app) as client:
+        with LocalClient(app) as client:
             client.get("/healthz")
             self._shows_an_outage(_scrape(client))
 
     def test_is_also_a_schema_that_is_not_there(self, server: Server, tmp_path: Path) -> None:
         with (
             server.empty() as url,
-            TestClient(create_app(Settings(home=tmp_path, database_url=url))) as client,
+            LocalClient(create_app(Settings(home=tmp_path, database_url=url))) as client,
         ):
             client.get("/healthz")
             self._shows_an_outage(_scrape(client))
@@ -142,5 +143,5 @@ class TestDatabaseOutage:
 class TestTwoApplications:
     def test_count_for_themselves(self, app: FastAPI, client: TestClient) -> None:
         client.get("/healthz")
-        with TestClient(app) as other:
+        with LocalClient(app) as other:
             assert ("einsearch_http_requests_total", ()) not in _scrape(other)

@@ -8,11 +8,12 @@ import anyio
 import pytest
 from fastapi import FastAPI, Request
 from starlette.testclient import TestClient
-from starlette.types import Message, Scope
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import add_handlers
 from api.requests import RequestIds
 from service import logs
+from tests.api.local import LocalClient
 from tests.api.problems import problem_of
 
 SENT = "from-the.client_42"
@@ -44,7 +45,7 @@ def app() -> FastAPI:
 
 @pytest.fixture
 def client(app: FastAPI) -> Iterator[TestClient]:
-    with TestClient(app, raise_server_exceptions=False) as opened:
+    with LocalClient(app, raise_server_exceptions=False) as opened:
         yield opened
 
 
@@ -165,6 +166,25 @@ class TestDisconnection:
         anyio.run(app, scope, receive, send)
         assert sent[0]["status"] == 400
         assert [line["level"] for line in lines()] == ["INFO"]
+
+    def test_while_events_flow_is_no_fault(self) -> None:
+        anyio.run(RequestIds(_failing(anyio.BrokenResourceError())), _scope("GET", "/"), _no_body, _ignore)
+
+    def test_does_not_hide_a_fault(self) -> None:
+        app = RequestIds(_failing(anyio.BrokenResourceError(), RuntimeError("a bug")))
+        with pytest.raises(ExceptionGroup) as caught:
+            anyio.run(app, _scope("GET", "/"), _no_body, _ignore)
+        assert caught.group_contains(RuntimeError)
+        assert not caught.group_contains(anyio.BrokenResourceError)
+
+
+def _failing(*errors: Exception) -> ASGIApp:
+    """An application whose tasks fail, as tasks of a group do."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ExceptionGroup("tasks", [ExceptionGroup("tasks of a task", errors)])
+
+    return app
 
 
 def _scope(method: str, path: str) -> Scope:

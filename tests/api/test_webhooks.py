@@ -10,6 +10,7 @@ from api.app import create_app
 from service import keys
 from service.keys import Caller, Scope
 from service.settings import Settings
+from tests.api.local import LocalClient
 from tests.api.problems import problem_of
 from tests.receivers import receiving
 from tests.rows import Rows
@@ -22,14 +23,14 @@ PUBLIC = "https://8.8.8.8/hook"
 def near(settings: Settings) -> Iterator[TestClient]:
     """A client of a service that may send to this machine."""
     allowed = settings.model_copy(update={"webhooks_to_private_addresses": True})
-    with TestClient(create_app(allowed)) as opened:
+    with LocalClient(create_app(allowed)) as opened:
         yield opened
 
 
 @pytest.fixture
 def guarded(settings: Settings) -> Iterator[TestClient]:
     """A client of a service that asks for keys."""
-    with TestClient(create_app(settings.model_copy(update={"require_keys": True}))) as opened:
+    with LocalClient(create_app(settings.model_copy(update={"require_keys": True}))) as opened:
         yield opened
 
 

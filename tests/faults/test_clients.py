@@ -44,6 +44,7 @@ class TestClientThatGoesAway:
         for search_id in ids:
             site.settled(search_id, 1)
 
+    @pytest.mark.usefixtures("quiet")
     def test_while_it_follows_a_search_goes_on_where_it_stopped(self, site: Site) -> None:
         search_id = site.submit("followed", trials=2, train_flops=LONG)
         wait_for(lambda: site.running(search_id), what="a trial that runs")
