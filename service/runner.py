@@ -139,10 +139,11 @@ class Runner:
             running = {a.id: a for a in repositories.running_attempts(session, self._leases)}
         heard = {event.key for event in self._unrecorded}
         for attempt in running.values():
-            if attempt.id in self._pool.assignments() or attempt.id in heard:
-                continue
             lease = self._leases[attempt.trial.search_id]
             ours = attempt.epoch == lease.epoch
+            # Where it is not, somebody else may have had the slot since, also one that this runner never let go of.
+            if attempt.id in heard or (ours and attempt.id in self._pool.assignments()):
+                continue
             adopted = not ours and self._pool.adopt(attempt.slot, attempt.id)
             with self._database.write() as session:
                 if adopted:

@@ -156,8 +156,8 @@ class RayPool:
     def adopt(self, slot: str, key: str) -> bool:
         """See ``Pool.adopt``. A slot that does not answer is ended: what it runs is about to be run again."""
         known = self._slots.get(slot)
-        if known and known.key:
-            return known.key == key
+        if known and known.key not in (None, key):
+            return False
         actor = known.actor if known else self._find(slot)
         if actor is None:
             return False
@@ -169,11 +169,14 @@ class RayPool:
             return False
         except RayError as error:
             logger.warning("%s cannot be adopted: %s", slot, _first_line(error))
+            self.abandon(key)
             return False
         if view.key != key or view.owner != self._owner:
+            self.abandon(key)
             return False
-        run = _control(actor.follow).remote(key)
-        self._slots[slot] = _SlotHandle(actor=actor, resources=view.resources, key=key, run=run)
+        if known is None or known.key is None:
+            run = _control(actor.follow).remote(key)
+            self._slots[slot] = _SlotHandle(actor=actor, resources=view.resources, key=key, run=run)
         return True
 
     def abandon(self, key: str) -> None:

@@ -133,6 +133,16 @@ class LocalPools:
         return [Lost(key=key, reason=f"{slot} is gone")]
 
 
+class SlowPools(LocalPools):
+    """Slots that work only when they are told to: meanwhile anything may happen to what they run."""
+
+    works = True
+
+    def wait(self, timeout: float) -> Sequence[Event]:
+        """See ``Pool.wait``."""
+        return super().wait(timeout) if self.works else []
+
+
 class PowerCut(BaseException):
     """The end of a runner, without a warning."""
 

@@ -29,7 +29,7 @@ from service.paging import PageRequest
 from service.runner import Runner
 from service.trials import MAX_LOST_ATTEMPTS
 from tests.rows import TINY, contents
-from tests.service.pools import CutOff, LocalPools, PowerCut
+from tests.service.pools import CutOff, LocalPools, PowerCut, SlowPools
 from workers.pool import Assignment, Event, Finished, LocalPool, Pool
 from workers.workspace import Workspace
 
@@ -704,6 +704,27 @@ class TestSeveralRunners:
         assert [after[table] for table in ("searches", "trials", "events", "results")] == [
             before[table] for table in ("searches", "trials", "events", "results")
         ]
+
+    def test_take_a_trial_back_that_another_one_had_adopted(
+        self, database: Database, workspace: Workspace, corpora_dir: Path
+    ) -> None:
+        search_id = _submit(database, _spec(1), corpora_dir)
+        slots = SlowPools(workspace, 1)
+        slots.works = False
+        first = _runner(database, slots)
+        first.turn(0)
+        others = slots.for_another_runner()
+        others.works = False
+        second = _runner(database, others)
+        second.turn(0)
+        assert _trials(database, search_id)[0].attempts[0].runner_id == second.id
+        with database.write() as session:
+            leases.leave(session, second.id)
+            leases.renew(session, first.id, 60, first.stats)
+        slots.works = True
+        _turn_to_the_end(first)
+        (trial,) = _trials(database, search_id)
+        assert (trial.state, _attempts(trial)) == (TrialState.COMPLETED, [AttemptState.ENDED])
 
     def test_find_out_in_the_middle_of_a_turn_that_their_lease_is_gone(
         self, database: Database, workspace: Workspace, corpora_dir: Path

@@ -31,8 +31,8 @@ from tests.databases import Databases, Server
 from tests.fuzzing import run_machine
 from tests.rows import TINY
 from tests.service import invariants
-from tests.service.pools import LocalPools, PowerCut
-from workers.pool import Event, run_assignment
+from tests.service.pools import PowerCut, SlowPools
+from workers.pool import run_assignment
 from workers.workspace import Workspace
 
 PROXY = replace(TINY, corpus=FileCorpus(path="corpus.txt"))
@@ -106,16 +106,6 @@ class Turn:
     which: int
     works: bool
     trouble: Trouble | None
-
-
-class SlowPools(LocalPools):
-    """Slots that work only when they are told to: meanwhile anything may happen to what they run."""
-
-    works = True
-
-    def wait(self, timeout: float) -> Sequence[Event]:
-        """See ``Pool.wait``."""
-        return super().wait(timeout) if self.works else []
 
 
 class Machinist:

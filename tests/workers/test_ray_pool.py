@@ -332,6 +332,31 @@ class TestAdoption:
         assert heir.start("b", micro_trial()) == slot
         assert heir.outcome("b").kind is OutcomeKind.COMPLETED
 
+    def test_takes_back_what_another_runner_has_taken_over(
+        self, driver: Driver, successor: Callable[[], Driver], namespace: str
+    ) -> None:
+        slot = start_endless(driver, namespace, "a")
+        assert successor().pool.adopt(slot, "a")
+        assert driver.pool.adopt(slot, "a")
+        assert view(namespace, slot).owner == ME
+        driver.pool.stop("a")
+        assert driver.outcome("a").kind is OutcomeKind.CANCELLED
+        assert len(driver.ends("a")) == 1
+        assert driver.start("b", micro_trial()) == slot
+        assert driver.outcome("b").kind is OutcomeKind.COMPLETED
+
+    def test_forgets_what_a_slot_does_not_hold_any_more(
+        self, driver: Driver, successor: Callable[[], Driver], namespace: str
+    ) -> None:
+        slot = driver.start("a", micro_trial())
+        wait_for(lambda: view(namespace, slot).outcome, what="the end of a")
+        heir = successor()
+        assert heir.pool.adopt(slot, "a")
+        heir.outcome("a")
+        heir.start("b", micro_trial())
+        assert not driver.pool.adopt(slot, "a")
+        assert driver.pool.assignments() == {}
+
     def test_leaves_a_slot_that_holds_something_else_to_its_owner(
         self, driver: Driver, successor: Callable[[], Driver], namespace: str
     ) -> None:
