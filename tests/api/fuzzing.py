@@ -170,6 +170,7 @@ def _with_body(case: Case[Any], body: Any) -> Case[Any]:
 
 def _config(known: Known, *, keyed: bool) -> dict[str, Any]:
     return {
+        "base-url": "http://localhost",
         "analysis": {"constants": {"enabled": False}},  # not the code is tested, but what it says of itself
         "dictionaries": {parameter: {"values": ids} for parameter, ids in known.items()},
         "parameters": {f"path.{name}": {"dictionary": name, "probability": 0.85} for name in known},
