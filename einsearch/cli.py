@@ -19,6 +19,8 @@ from einsearch.follow import follow
 from einsearch.options import DEFAULT_HOME, ApiKey, Home, Url, read_json
 from einsearch.show import make_console, show_best, show_description
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
 app = typer.Typer(
     help="Search the space of einsum structures for better linear layers.",
     no_args_is_help=True,
@@ -67,7 +69,7 @@ def up(
     """Start API, runners and a local Ray; Ctrl-C stops them, and starting again goes on where they stopped."""
     options = Options(home=home, host=host, port=port, slots=slots, gpus=gpus, runners=runners)
     # Until it is up, a signal ends the start and what has been started; afterwards there is an order to stop in.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _interrupt_on_signals()
     try:
         with Embedded(options, say=_say) as service:
             stop = _stop_on_signals()
@@ -89,7 +91,7 @@ def demo(
     """Start the service, run a search to its end, show the best structures, stop."""
     spec = read_json(file)
     console = make_console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _interrupt_on_signals()
     try:
         with Embedded(Options(home=home, port=0, slots=slots), say=_say) as service, Client(service.url) as client:
             _introduce(service)
@@ -135,9 +137,15 @@ def _say(message: str) -> None:
     print(message, flush=True)
 
 
+def _interrupt_on_signals() -> None:
+    """Raise ``KeyboardInterrupt``; also where a script that started us in the background has SIGINT ignored."""
+    for number in _STOPPING:
+        signal.signal(number, signal.default_int_handler)
+
+
 def _stop_on_signals() -> threading.Event:
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOPPING:
         signal.signal(number, lambda *_: stop.set())
     return stop
 

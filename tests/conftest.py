@@ -18,6 +18,20 @@ hypothesis_settings.register_profile("einsearch", derandomize=True, max_examples
 hypothesis_settings.load_profile("einsearch")
 
 
+SLOW = ("faults", "workers", "e2e")
+"""Folders whose tests wait for processes, a few tests for minutes: they go first, so that no process ends alone with one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes run the tests, each takes whole files, and all that shares a running service."""
+    root = Path(__file__).parent
+    items.sort(key=lambda item: item.path.relative_to(root).parts[0] not in SLOW)
+    for item in items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        group = f"site {parameters['site']}" if "site" in parameters else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_settings_from_outside() -> Iterator[None]:
     """The settings of the shell that runs the tests are none of theirs."""

@@ -342,8 +342,6 @@ class TestAdoption:
         driver.pool.stop("a")
         assert driver.outcome("a").kind is OutcomeKind.CANCELLED
         assert len(driver.ends("a")) == 1
-        assert driver.start("b", micro_trial()) == slot
-        assert driver.outcome("b").kind is OutcomeKind.COMPLETED
 
     def test_forgets_what_a_slot_does_not_hold_any_more(
         self, driver: Driver, successor: Callable[[], Driver], namespace: str
