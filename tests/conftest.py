@@ -25,11 +25,16 @@ SLOW = ("faults", "workers", "e2e")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where several processes run the tests, each takes whole files, and all that shares a running service."""
     root = Path(__file__).parent
-    items.sort(key=lambda item: item.path.relative_to(root).parts[0] not in SLOW)
+    # The sites after the other faults: a fixture of a package lives until its process leaves the package.
+    items.sort(key=lambda item: (item.path.relative_to(root).parts[0] not in SLOW, _site(item)))
     for item in items:
-        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        group = f"site {parameters['site']}" if "site" in parameters else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(_site(item) or str(item.path)))
+
+
+def _site(item: pytest.Item) -> str:
+    """The running service that a test shares with others, if it does."""
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return f"site {parameters['site']}" if "site" in parameters else ""
 
 
 @pytest.fixture(scope="session", autouse=True)

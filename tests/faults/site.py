@@ -59,20 +59,20 @@ class Site:
         wait_until(lambda: self.service.client.search(search_id)["finished_at"], "the end of the search")
         return assert_exactly_the_budget(self.database, search_id, num_trials)
 
-    def training(self, name: str) -> Process:
-        """A slot that trains a trial of the search of this name, once there is one; Ray gives it that title."""
+    def training(self, search_id: str) -> str:
+        """The id of a trial of a search that trains, with a point on its curve: no call to its slot is on its way then."""
         found = wait_for(
-            lambda: [slot for slot in self.slots() if slot.command.startswith(f"ray::{name} trial ")],
-            what=f"a slot that trains a trial of {name}",
+            lambda: [trial for trial in self.running(search_id) if any(self.service.client.measurements(trial))],
+            what="a trial that trains",
         )
         return found[0]
 
-    def measured(self, search_id: str) -> None:
-        """Return once a trial of a search runs and has a point on its learning curve: no call is on its way then."""
-        wait_for(
-            lambda: [t for t in self.running(search_id) if any(self.service.client.measurements(t))],
-            what="a trial that trains",
-        )
+    def pid_of(self, trial_id: str) -> int:
+        """The process that trains a trial; Ray's titles do not tell, as they change with every question to the slot."""
+        slot = self.service.client.trial(trial_id)["attempts"][-1]["slot"]
+        actors = self.service.dashboard("/api/v0/actors?detail=1&limit=1000")
+        (pid,) = [actor["pid"] for actor in actors if actor["name"] == slot]
+        return int(pid)
 
     def slots(self) -> list[Process]:
         """The processes of Ray's workers."""

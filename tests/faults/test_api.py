@@ -7,7 +7,7 @@ from tests.waiting import wait_for
 class TestKillOfTheAPI:
     def test_loses_nothing_and_is_back_soon(self, site: Site) -> None:
         search_id = site.submit("api killed", trials=2, train_flops=LONG)
-        site.training("api killed")
+        site.training(search_id)
         victim = site.service.child("-m api")
         kill(victim.pid)
         wait_for(lambda: site.service.child("-m api").pid, until=lambda pid: pid != victim.pid, what="the next API")

@@ -11,7 +11,7 @@ class TestKillOfEverything:
     def test_leaves_no_process_and_the_next_start_goes_on(self, tmp_path: Path) -> None:
         with new_site("sqlite", tmp_path / "home", runners=1) as site:
             search_id = site.submit("all killed", trials=2, train_flops=LONG)
-            site.training("all killed")
+            site.training(search_id)
             below = descendants(site.service.process.pid)
             site.service.process.kill()
             site.service.process.wait()

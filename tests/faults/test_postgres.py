@@ -12,7 +12,7 @@ class TestKillOfPostgres:
     def test_is_told_as_503_and_waited_for(self, site: Site) -> None:
         assert site.postgres is not None
         search_id = site.submit("postgres killed", trials=2, train_flops=LONG)
-        site.training("postgres killed")
+        site.training(search_id)
         site.postgres.kill()
         refused = wait_for(lambda: submit(site), until=lambda answer: answer.status_code != 201, what="a refusal")
         site.postgres.start()

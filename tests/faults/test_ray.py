@@ -29,7 +29,7 @@ class TestKillOfThePartsOfRay:
     )
     def test_runs_the_lost_trials_again_on_the_next_cluster(self, site: Site, part: str) -> None:
         search_id = site.submit(f"{part[-5:]} killed", trials=2, train_flops=2 * LONG)
-        site.measured(search_id)
+        site.training(search_id)
         running = site.running(search_id)
         kill(site.service.child(part).pid)
         ledger = site.settled(search_id, 2)
