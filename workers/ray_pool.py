@@ -171,10 +171,12 @@ class RayPool:
             logger.warning("%s cannot be adopted: %s", slot, _first_line(error))
             self.abandon(key)
             return False
-        if view.key != key or view.owner != self._owner:
+        # What this pool has submitted itself may still be on its way: the slot is then its own, and knows of no key yet.
+        is_held = known is not None and known.key == key
+        if view.owner != self._owner or not (is_held or view.key == key):
             self.abandon(key)
             return False
-        if known is None or known.key is None:
+        if not is_held:
             run = _control(actor.follow).remote(key)
             self._slots[slot] = _SlotHandle(actor=actor, resources=view.resources, key=key, run=run)
         return True

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.embedded_service import COMMAND, EmbeddedService, descendants, embedded_service, processes
+from tests.embedded_service import COMMAND, EmbeddedService, Process, descendants, embedded_service, processes
 from tests.waiting import wait_for
 
 QUICK = 2e9
@@ -205,6 +205,13 @@ class TestDivergence:
         assert all("loss is" in (trial["reason"] or "") for trial in trials)
 
 
+def _left_after(service: EmbeddedService, number: int) -> list[Process]:
+    """The processes of a service that are still there after a signal has stopped it."""
+    below = descendants(service.process.pid)
+    assert service.stop(number) == 0
+    return [process for process in below if processes().get(process.pid) == process]
+
+
 class TestCtrlC:
     def test_ends_a_start_and_what_has_been_started(self, tmp_path: Path) -> None:
         process = subprocess.Popen(
@@ -213,20 +220,21 @@ class TestCtrlC:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        wait_for((tmp_path / "home" / "logs" / "api.log").exists, what="the first process")
-        below = descendants(process.pid)
-        process.send_signal(signal.SIGINT)
-        said, _ = process.communicate(timeout=60)
+        try:
+            wait_for((tmp_path / "home" / "logs" / "api.log").exists, what="the first process")
+            below = descendants(process.pid)
+            process.send_signal(signal.SIGINT)
+            said, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
         assert (process.returncode, said) == (130, "stopped before it was up\n")
         assert not [child for child in below if processes().get(child.pid) == child]
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_stops_every_process_and_the_next_start_goes_on(self, tmp_path: Path, number: int) -> None:
+    def test_stops_every_process_and_the_next_start_goes_on(self, tmp_path: Path) -> None:
         with embedded_service(tmp_path / "home") as service:
             search_id = service.submit("interrupted", trials=2, train_flops=2e10)
             service.wait_until_running(search_id)
-            below = descendants(service.process.pid)
-            assert service.stop(number) == 0
-            assert not [process for process in below if processes().get(process.pid) == process]
+            assert _left_after(service, signal.SIGINT) == []
         with embedded_service(tmp_path / "home") as service:
             assert service.wait_until_final(search_id)["progress"]["counts"] == {"COMPLETED": 2}
+            assert _left_after(service, signal.SIGTERM) == []

@@ -67,13 +67,6 @@ class Site:
         )
         return found[0]
 
-    def pid_of(self, trial_id: str) -> int:
-        """The process that trains a trial; Ray's titles do not tell, as they change with every question to the slot."""
-        slot = self.service.client.trial(trial_id)["attempts"][-1]["slot"]
-        actors = self.service.dashboard("/api/v0/actors?detail=1&limit=1000")
-        (pid,) = [actor["pid"] for actor in actors if actor["name"] == slot]
-        return int(pid)
-
     def slots(self) -> list[Process]:
         """The processes of Ray's workers."""
         return [p for p in descendants(self.service.process.pid) if p.command.startswith("ray::")]

@@ -12,11 +12,11 @@ from tests.faults.soak import DOCUMENT, soak
 
 @pytest.mark.parametrize("site", ["sqlite"], indirect=True)
 class TestSoak:
-    def test_of_a_dozen_faults_loses_nothing_and_doubles_nothing(self, site: Site) -> None:
-        findings = soak(site, make_schedule(0, 12, LIGHT), 0, print)
+    def test_of_some_faults_loses_nothing_and_doubles_nothing(self, site: Site) -> None:
+        findings = soak(site, make_schedule(0, 8, LIGHT), 0, print)
         assert (findings.violations, findings.num_lost, findings.num_doubled) == ([], 0, 0)
         told = render(findings, describe_machine(site.database))
-        assert told.startswith("## SQLite: 12 faults, 0 trials lost, 0 doubled\n")
+        assert told.startswith("## SQLite: 8 faults, 0 trials lost, 0 doubled\n")
         assert all(f"| {hit.fault} |" in told for hit in findings.hits)
 
 
