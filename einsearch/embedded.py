@@ -56,6 +56,7 @@ class Embedded:
         self._api: Child | None = None
         self._ray: Child | None = None
         self._runners: list[Child] = []
+        self._dashboard_lock: int | None = None
         self._closing = threading.Event()
         self._tender = threading.Thread(target=self._tend, daemon=True, name="tender")
         self.url = ""
@@ -88,7 +89,7 @@ class Embedded:
         port = self._options.port or _free_port(self._options.host)
         _check_free(self._options.host, port)
         self.url = f"http://{_browsable(self._options.host)}:{port}"
-        dashboard_port = _free_port("127.0.0.1", preferred=8265)
+        dashboard_port = self._take_dashboard_port()
         self.dashboard_url = f"http://127.0.0.1:{dashboard_port}"
         self._environment = self._make_environment(port)
         self.database = self._migrate()
@@ -127,6 +128,16 @@ class Embedded:
                 "Use it, stop it with Ctrl-C where it runs, or start another with its own --home and --port."
             ) from None
         return lock
+
+    def _take_dashboard_port(self) -> int:
+        """Ray's usual port, unless another service of this user has it, or has chosen it: Ray binds it seconds later."""
+        path = Path(tempfile.gettempdir()) / f"einsearch-dashboard-{os.getuid()}.lock"
+        self._dashboard_lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._dashboard_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _free_port("127.0.0.1")
+        return _free_port("127.0.0.1", preferred=8265)
 
     def _make_environment(self, port: int) -> dict[str, str]:
         environment = {
@@ -252,6 +263,8 @@ class Embedded:
                 end([child])
         if hasattr(self, "_ray_dir"):
             shutil.rmtree(self._ray_dir, ignore_errors=True)
+        if self._dashboard_lock is not None:
+            os.close(self._dashboard_lock)
         self._lock.truncate(0)
         self._lock.close()
 
