@@ -213,6 +213,8 @@ class Runner:
                 self._end_if_done(search)
             return False
         resources = self._resources_of_next(search)
+        if resources != search.spec.resources:
+            wanted = 1  # for the trial that has to be alone; what is started after it needs no such slot
         slots = self._pool.reserve(resources, wanted=wanted)[:at_most]
         if not slots:
             self._explain_waiting(search, self._pool.missing(resources))

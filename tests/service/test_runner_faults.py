@@ -254,13 +254,14 @@ class TestMemory:
         assert attempt_states(trial) == [AttemptState.OUT_OF_MEMORY, AttemptState.ENDED]
         assert (trial.state, trial.alone) == (TrialState.COMPLETED, True)
 
+    @pytest.mark.parametrize(("names", "alone"), [(("kronecker", "btt", "monarch"), 1), (("btt",), 0)])
     def test_that_one_trial_needs_is_not_given_to_the_others(
-        self, database: Database, workspace: Workspace, corpora_dir: Path
+        self, names: tuple[str, ...], alone: int, database: Database, workspace: Workspace, corpora_dir: Path
     ) -> None:
         search_id = submit(database, spec_of(3, concurrency=3), corpora_dir)
         with database.write() as session:
-            waiting = [trials.enqueue(session, search_id, NAMED[name]) for name in ("kronecker", "btt", "monarch")]
-            waiting[1].alone, waiting[1].search.num_retries = True, 1
+            waiting = [trials.enqueue(session, search_id, NAMED[name]) for name in names]
+            waiting[alone].alone, waiting[alone].search.num_retries = True, 1
         submitted: list[tuple[str, float]] = []
 
         class Sorted(LocalPools):
@@ -278,7 +279,7 @@ class TestMemory:
                 super().submit(slot, assignment)
 
         run(database, Sorted(workspace, 3))
-        assert submitted == [(f"{search_id}-{number}-1", gpus) for number, gpus in enumerate((0, 1, 0))]
+        assert submitted == [(f"{search_id}-{number}-1", float(number == alone)) for number in range(3)]
 
 
 class TestDatabaseThatIsAway:
