@@ -132,10 +132,10 @@ class Embedded:
     def _take_dashboard_port(self) -> int:
         """Ray's usual port, unless another service of this user has it, or has chosen it: Ray binds it seconds later."""
         path = Path(tempfile.gettempdir()) / f"einsearch-dashboard-{os.getuid()}.lock"
-        self._dashboard_lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
+            self._dashboard_lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._dashboard_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError:  # another service has it; or somebody has put something else in its place
             return _free_port("127.0.0.1")
         return _free_port("127.0.0.1", preferred=8265)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from search.proposals import PastTrial
 from service import repositories
 from service.database import Database
-from service.models import Search, Trial
+from service.models import Search
 
 
 class History:
@@ -26,11 +26,9 @@ class History:
             self.trials[number : number + 1] = [trial]
         self._seen = last_event
 
-    def add(self, trials: Sequence[Trial], *, after: int, upto: int) -> None:
-        """Remember trials that were just added, by events ``after`` one number ``upto`` another one."""
-        if trials[0].number != len(self.trials) or after != self._seen:
+    def add(self, trials: Sequence[PastTrial], *, after: int, upto: int) -> None:
+        """Remember the next trials, which were just added by events ``after`` one number ``upto`` another one."""
+        if after != self._seen:
             return  # something else happened as well: the next refresh tells
-        self.trials += [
-            PastTrial(theta=trial.theta, digest=trial.digest, state=trial.state, loss=None) for trial in trials
-        ]
+        self.trials += trials
         self._seen = upto

@@ -275,7 +275,8 @@ class Runner:
             attempts = {slot: trials.start(session, search, trial, slot) for slot, trial in started.items()}
             assignments = {slot: _assignment(attempts[slot].id, trial, search) for slot, trial in started.items()}
         if added:
-            self._histories[search.id].add(added, after=before, upto=search.last_event)
+            pending = [proposal.pending for proposal in proposals if proposal]
+            self._histories[search.id].add(pending, after=before, upto=search.last_event)
         return assignments
 
     def _end_if_done(self, search: Search) -> None:

@@ -150,14 +150,14 @@ def record_outcomes(session: Session, lease: Lease, outcomes: Mapping[str, Outco
     for attempt_id, outcome in outcomes.items():
         attempt = repositories.attempt_by_id(session, attempt_id)
         if attempt is not None and _may_write(search, lease, attempt):
-            _end_attempt(session, search, attempt, outcome)
+            _record_end(session, search, attempt, outcome)
             ended.append(attempt.trial)
         else:
             _keep_late(session, attempt, outcome)
     rankings.add_completed(session, search, [trial for trial in ended if trial.state is TrialState.COMPLETED])
 
 
-def _end_attempt(session: Session, search: Search, attempt: Attempt, outcome: Outcome) -> None:
+def _record_end(session: Session, search: Search, attempt: Attempt, outcome: Outcome) -> None:
     _measure(session, attempt.id, outcome.curve)
     attempt.seconds, attempt.resumed_step = outcome.seconds, outcome.resumed_step
     trial = attempt.trial
