@@ -4,14 +4,17 @@ from tests.faults.site import LONG, Site, kill
 
 
 class TestKillOfASlot:
-    def test_runs_the_trial_again_as_attempt_2_and_completes_the_search(self, site: Site) -> None:
+    def test_runs_the_trial_again_as_a_new_attempt_and_completes_the_search(self, site: Site) -> None:
         search_id = site.submit("slot killed", trials=2, train_flops=LONG, concurrency=1)
         site.training(search_id)
-        # One of them trains; which one, no title tells, as it changes with every question to the slot.
-        for slot in site.slots():
-            if slot.command.startswith(("ray::Slot", "ray::slot killed")):
-                kill(slot.pid)
+        # One of them trains; which one, no title tells, as it changes with every question to the slot. An idle one may get
+        # the trial next, before the runner hears that it is dead too.
+        killed = [slot for slot in site.slots() if slot.command.startswith(("ray::Slot", "ray::slot killed"))]
+        for slot in killed:
+            kill(slot.pid)
         hit = [trial for trial in site.settled(search_id, 2).trials if len(trial.attempts) > 1]
         assert len(hit) == 1
-        assert [attempt.state for attempt in hit[0].attempts] == ["LOST", "ENDED"]
-        assert hit[0].attempts[0].reason
+        *lost, last = hit[0].attempts
+        assert last.state == "ENDED"
+        assert 1 <= len(lost) <= len(killed)
+        assert all(attempt.state == "LOST" and attempt.reason for attempt in lost)
