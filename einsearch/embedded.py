@@ -258,9 +258,7 @@ class Embedded:
             self._tender.join(_RAY_WITHIN)
         # The runners first: they must not see their slots die and take them for lost.
         end(self._runners)
-        for child in (self._ray, self._api):
-            if child is not None:
-                end([child])
+        end(child for child in (self._ray, self._api) if child is not None)
         if hasattr(self, "_ray_dir"):
             shutil.rmtree(self._ray_dir, ignore_errors=True)
         if self._dashboard_lock is not None:

@@ -16,11 +16,13 @@ def wait_for(get: Callable[[], T], *, until: Callable[[T], object] = bool, what:
     Raises:
         TimeoutError: there was none within ``DEADLINE`` seconds; the message holds the last value.
     """
-    end = time.monotonic() + DEADLINE
+    end, pause = time.monotonic() + DEADLINE, 0.005
     while True:
         value = get()
         if until(value):
             return value
         if time.monotonic() > end:
             raise TimeoutError(f"waited {DEADLINE:g} s for {what}; the last value is {value!r}")
-        time.sleep(0.02)
+        # Longer and longer: whoever looks all the time takes the time of what is waited for.
+        time.sleep(pause)
+        pause = min(0.2, 1.5 * pause)

@@ -28,7 +28,7 @@ class TestKillOfThePartsOfRay:
         ("site", "part"), [("sqlite", "gcs_server"), ("postgres", "bin/ray start")], indirect=["site"]
     )
     def test_runs_the_lost_trials_again_on_the_next_cluster(self, site: Site, part: str) -> None:
-        search_id = site.submit(f"{part[-5:]} killed", trials=2, train_flops=2 * LONG)
+        search_id = site.submit(f"{part[-5:]} killed", trials=2, train_flops=LONG)
         site.training(search_id)
         running = site.running(search_id)
         kill(site.service.child(part).pid)
@@ -53,7 +53,7 @@ class TestKillOfTheNodeWithTheTrials:
 
 
 def submit(database: Database) -> str:
-    spec = SearchSpec(name="node killed", budget=Budget(max_trials=2), proxy=CharLM(train_flops=2 * LONG))
+    spec = SearchSpec(name="node killed", budget=Budget(max_trials=2), proxy=CharLM(train_flops=LONG))
     with database.write() as session:
         return searches.submit(session, spec, None).search.id
 

@@ -8,7 +8,7 @@ from tests.waiting import wait_for
 
 def submit_and_watch(site: Site, name: str) -> tuple[str, Runner]:
     """A search whose first trial of two trains, and the runner that holds it."""
-    search_id = site.submit(name, trials=2, train_flops=2 * LONG, concurrency=1)
+    search_id = site.submit(name, trials=2, train_flops=LONG, concurrency=1)
     site.training(search_id)
     holder = site.holder(search_id)
     assert holder is not None
