@@ -55,12 +55,14 @@ class Latency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerStats:
-    """What a runner says of itself with every beat: its slots, whether it waits for more, its Ray ("ok", or what is wrong
-    with it) and since when, and how long it takes to ask for a proposal and to record what happened."""
+    """What a runner says of itself with every beat: its slots, whether it waits for more, and if so how many of those there
+    is room for; its Ray ("ok", or what is wrong with it) and since when; and how long it takes to ask for a proposal and to
+    record what happened."""
 
     slots: int = 0
     busy: int = 0
     waiting: bool = False
+    room: int = 0
     ray: str = "ok"
     ray_since: datetime | None = None
     ask: Latency = field(default_factory=Latency)

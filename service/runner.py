@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from math import ceil
 
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
@@ -30,9 +29,9 @@ from service.history import History
 from service.idempotency import forget_old
 from service.leases import Lease, LeaseLost
 from service.models import PauseMode, Reason, RunnerStats, Search, Trial
-from service.models import Runner as RunnerRow
 from service.parent import stop_with_parent
 from service.settings import Settings
+from service.shares import fair_share
 from service.transitions import move_search, move_trial
 from service.webhooks import WebhookSender
 from workers.pool import Assignment, Event, Finished, Lost, Pool, PoolGone, Progress
@@ -71,7 +70,7 @@ class Runner:
         self._searches: dict[str, Search] = {}
         self._histories: dict[str, History] = {}
         self._unrecorded: list[Event] = []
-        self._waits_for_slots = False
+        self._waits_for: Resources | None = None
 
     def run(self, stop: threading.Event) -> None:
         """Take turns until told to stop; a database that does not answer is waited for."""
@@ -109,7 +108,7 @@ class Runner:
             leases.renew(session, self.id, self._lease_seconds, self.stats)
             alive = leases.alive(session)
             forget_old(session)
-        self._pool.keep_at_most(_fair_share(self.id, alive))
+        self._pool.keep_at_most(fair_share(self.id, alive))
         self._pool.reclaim([runner.id for runner in alive])
         self._look()
         self._reconcile()
@@ -197,7 +196,7 @@ class Runner:
 
     def _fill_slots(self) -> None:
         """Give slots to the search that has the fewest, for as long as anything can be started."""
-        self._waits_for_slots = False
+        self._waits_for = None
         wanting = [s for s in self._searches if self._searches[s].state in (SearchState.QUEUED, SearchState.RUNNING)]
         while wanting:
             first, *others = sorted((self._searches[search_id] for search_id in wanting), key=_num_running)
@@ -217,6 +216,7 @@ class Runner:
             wanted = 1  # for the trial that has to be alone; what is started after it needs no such slot
         slots = self._pool.reserve(resources, wanted=wanted)[:at_most]
         if not slots:
+            self._waits_for = resources
             self._explain_waiting(search, self._pool.missing(resources))
             return False
         proposals = self._propose(search, len(slots) - search.counts.get(TrialState.PROPOSED, 0))
@@ -290,7 +290,6 @@ class Runner:
         logger.info("search %s ended: %s, %s", search.id, search.state, search.reason)
 
     def _explain_waiting(self, search: Search, reason: str | None) -> None:
-        self._waits_for_slots = True
         if search.waiting_for != reason:
             with self._database.write() as session:
                 leases.held(session, self._leases[search.id]).waiting_for = reason
@@ -325,8 +324,13 @@ class Runner:
             trials.record_outcomes(session, lease, outcomes)
 
     def _current_stats(self) -> RunnerStats:
-        busy, slots = len(self._pool.assignments()), self._pool.num_slots
-        return replace(self.stats, slots=slots, busy=busy, waiting=self._waits_for_slots)
+        return replace(
+            self.stats,
+            slots=self._pool.num_slots,
+            busy=len(self._pool.assignments()),
+            waiting=self._waits_for is not None,
+            room=0 if self._waits_for is None else self._pool.room(self._waits_for),
+        )
 
     def _leave(self) -> None:
         """Let others take over at once; the slots work on meanwhile."""
@@ -353,15 +357,6 @@ def _num_wanted(search: Search) -> int:
     # A running search has a reason once nothing new is left to propose.
     unproposed = 0 if search.reason else search.num_unproposed
     return min(search.spec.concurrency - _num_running(search), waiting + unproposed)
-
-
-def _fair_share(runner_id: str, alive: Sequence[RunnerRow]) -> int | None:
-    """How many slots a runner may hold while another one waits for some; None while nobody does."""
-    others = [runner for runner in alive if runner.id != runner_id]
-    if not any(runner.stats.waiting for runner in others):
-        return None
-    wanting = 1 + sum(runner.stats.waiting or runner.stats.busy > 0 for runner in others)
-    return ceil(sum(runner.stats.slots for runner in alive) / wanting)
 
 
 def _search_id(key: str) -> str:

@@ -56,15 +56,15 @@ class Cluster:
         offered = ", ".join(f"{self._total().get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
         return f"{asked}; the cluster has {offered}"
 
-    def has_room(self, resources: Resources, *, beside: Sequence[Resources], freed: Sequence[Resources]) -> bool:
-        """Whether these resources are free, now or once ``freed`` is; ``beside`` is what the caller holds and keeps.
+    def room(self, resources: Resources, *, beside: Sequence[Resources], freed: Sequence[Resources] = ()) -> int:
+        """How often these resources are free, now or once ``freed`` is; ``beside`` is what the caller holds and keeps.
 
         Raises:
             PoolGone: the cluster does not answer.
         """
         self._ask()
         if not any(_fits(resources, node) for node in self._nodes):
-            return False
+            return 0
         unheld = dict(self._total())
         for held in beside:
             _add(unheld, held, -1)
@@ -74,7 +74,7 @@ class Cluster:
                 _add(free, changed, sign)
         for given in freed:
             _add(free, given, 1)
-        return _fits(resources, unheld) and _fits(resources, free)
+        return min(_times(resources, unheld), _times(resources, free))
 
     def took(self, resources: Resources) -> None:
         """Something with these resources was started, which Ray's account may not show yet."""
@@ -134,6 +134,12 @@ def in_time(what: str, call: Callable[[], T], *, seconds: float = _ANSWERS_WITHI
 
 def _fits(resources: Resources, capacity: Mapping[str, float]) -> bool:
     return resources.cpus <= capacity.get("CPU", 0) + 1e-9 and resources.gpus <= capacity.get("GPU", 0) + 1e-9
+
+
+def _times(resources: Resources, capacity: Mapping[str, float]) -> int:
+    """How often they fit; resources ask for something."""
+    wanted = {"CPU": resources.cpus, "GPU": resources.gpus}
+    return max(0, min(int(capacity.get(kind, 0) / n + 1e-9) for kind, n in wanted.items() if n))
 
 
 def _add(free: dict[str, float], resources: Resources, sign: int) -> None:

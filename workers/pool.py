@@ -81,6 +81,14 @@ class Pool(Protocol):
         """
         ...
 
+    def room(self, resources: Resources) -> int:
+        """How many more slots with these resources fit into what nobody holds now.
+
+        Raises:
+            PoolGone: the cluster is gone.
+        """
+        ...
+
     def missing(self, resources: Resources) -> str | None:
         """Why no slot with these resources can exist on this cluster as it is, or None where one can.
 
@@ -183,6 +191,10 @@ class LocalPool:
     def reserve(self, resources: Resources, *, wanted: int) -> Sequence[str]:
         """See ``Pool.reserve``; every resource is taken to be there."""
         return [] if self.assignments() or self._limit == 0 else [self.SLOT][:wanted]
+
+    def room(self, resources: Resources) -> int:
+        """See ``Pool.room``; the one slot is held always."""
+        return 0
 
     def missing(self, resources: Resources) -> str | None:
         """See ``Pool.missing``."""

@@ -133,6 +133,10 @@ class RayPool:
             self._start(resources)
         return [name for name, handle in free.items() if handle.starting is None][:wanted]
 
+    def room(self, resources: Resources) -> int:
+        """See ``Pool.room``."""
+        return self._cluster.room(resources, beside=[handle.resources for handle in self._slots.values()])
+
     def missing(self, resources: Resources) -> str | None:
         """See ``Pool.missing``."""
         return self._cluster.missing(resources)
@@ -362,7 +366,8 @@ class RayPool:
         if self._limit is not None and len(self._slots) - len(without) >= self._limit:
             return False
         kept = [handle.resources for name, handle in self._slots.items() if name not in without]
-        return self._cluster.has_room(resources, beside=kept, freed=[self._slots[name].resources for name in without])
+        freed = [self._slots[name].resources for name in without]
+        return self._cluster.room(resources, beside=kept, freed=freed) > 0
 
     def _start(self, resources: Resources) -> None:
         name = f"{_PREFIX}{self._owner[:6]}-{next(self._numbers)}"
@@ -411,7 +416,8 @@ def _connect(address: str, namespace: str) -> None:
 
 def _control(method: Any) -> Any:
     """A method of a slot that does not wait for the end of what it runs."""
-    return method.options(concurrency_group="control")
+    # Every question would be a line of the dashboard's list of tasks, among which nobody would find the trials.
+    return method.options(concurrency_group="control", enable_task_events=False)
 
 
 def _values(done: Sequence[Any]) -> dict[Any, Any]:

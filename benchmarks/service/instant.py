@@ -46,6 +46,10 @@ class InstantPool:
         """See ``Pool``."""
         return [slot for slot in self._slots if slot not in self._keys.values()][:wanted]
 
+    def room(self, resources: Resources) -> int:
+        """See ``Pool.room``; all slots are there from the beginning."""
+        return 0
+
     def missing(self, resources: Resources) -> str | None:
         """See ``Pool``."""
         return None

@@ -161,6 +161,9 @@ class TestRayDashboard:
             what="the trial in the dashboard",
         )
         assert "seen trial 0 dense(0|0|1|0|0|1|0)" in names
+        # Questions to the slots are no tasks that anybody wants to see there.
+        tasks = {task["name"] for task in service.dashboard("/api/v0/tasks?detail=1&limit=1000")}
+        assert {name for name in tasks if name.startswith("Slot.")} <= {"Slot.__init__"}
         actors = service.dashboard("/api/v0/actors?detail=1&limit=1000")
         assert [actor for actor in actors if actor["state"] == "ALIVE" and actor["name"].startswith("slot-")]
         service.client.cancel(search_id)

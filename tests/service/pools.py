@@ -66,6 +66,10 @@ class LocalPools:
         room = wanted if self._limit is None else min(wanted, self._limit - len(self._keys))
         return idle[: max(0, room)]
 
+    def room(self, resources: Resources) -> int:
+        """See ``Pool.room``; all slots are there from the beginning."""
+        return 0
+
     def missing(self, resources: Resources) -> str | None:
         """See ``Pool.missing``."""
         return self._missing

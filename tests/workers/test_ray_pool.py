@@ -159,6 +159,12 @@ class TestCapacity:
             wait_for(lambda: slots(namespace) == set(pool.slots()), what="the end of the slots of the other shape")
             assert pool.num_slots == num_slots
 
+    def test_is_told_by_how_many_more_slots_would_fit(self, pool: RayPool, driver: Driver) -> None:
+        wait_for(lambda: pool.room(HALF), until=lambda room: room == 2, what="both CPUs to be free")
+        assert (pool.room(WHOLE), pool.room(HALF_A_GPU), pool.room(Resources(cpus=9))) == (1, 2, 0)
+        driver.reserve(HALF)
+        assert (pool.room(HALF), pool.room(WHOLE)) == (1, 0)
+
     def test_is_not_taken_from_slots_that_are_about_to_serve(self, driver: Driver, namespace: str) -> None:
         driver.reserve_some(2, HALF)
         assert not driver.pool.reserve(WHOLE, wanted=1)
