@@ -175,10 +175,10 @@ class RankedResource(Schema):
     trial: TrialResource
 
     @classmethod
-    def of(cls, rank: int, ranked: RankedStructure) -> "RankedResource":
-        """The answer for a structure at this place of the ranking, counted from 1."""
+    def of(cls, ranked: RankedStructure) -> "RankedResource":
+        """The answer for a structure at its place of the ranking."""
         return cls(
-            rank=rank,
+            rank=ranked.rank,
             loss=ranked.loss,
             loss_sd=ranked.loss_sd,
             replicates=[
@@ -188,11 +188,6 @@ class RankedResource(Schema):
             ],
             trial=TrialResource.model_validate(ranked.trial),
         )
-
-    @classmethod
-    def all_of(cls, ranked: Sequence[RankedStructure]) -> "list[RankedResource]":
-        """The answers for structures, best first."""
-        return [cls.of(rank, structure) for rank, structure in enumerate(ranked, start=1)]
 
 
 class BestResource(Schema):

@@ -69,13 +69,14 @@ def get_best(
     search_id: SearchId, session: Reading, caller: Reader, limit: Annotated[int, Query(ge=1, le=500)] = 10
 ) -> BestResource:
     """The structures with the lowest mean held-out loss."""
-    return BestResource(items=RankedResource.all_of(searches.best(session, search_id, limit)))
+    return BestResource(items=[RankedResource.of(ranked) for ranked in searches.best(session, search_id, limit)])
 
 
-@router.get("/searches/{search_id}/pareto", responses=responses(404, 422))
+@router.get("/searches/{search_id}/pareto", responses=responses(400, 404, 422))
 def get_pareto(
     search_id: SearchId,
     database: AppDatabase,
+    page: Paging,
     caller: Reader,
     metrics: Annotated[
         str,
@@ -85,9 +86,11 @@ def get_pareto(
             "others minimised unless :max or :min follows.",
         ),
     ] = "loss,macs",
-) -> BestResource:
-    """The structures that no other one of the search beats in all of these metrics, by the first of them; at most 500."""
-    return BestResource(items=RankedResource.all_of(rankings.pareto(database, search_id, metrics)))
+) -> ListOf[RankedResource]:
+    """The structures that no other one of the search beats in all of these metrics, by the first of them."""
+    front = rankings.pareto(database, search_id, metrics, page)
+    items = [RankedResource.of(ranked) for ranked in front.items]
+    return ListOf[RankedResource](items=items, next_page_token=front.next_token)
 
 
 @router.post("/searches/{search_id}:pause", responses=responses(403, 404, 409, 422))

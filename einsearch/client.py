@@ -131,8 +131,8 @@ class Client:
         Of loss, omega, psi, nu, params, macs, seconds; psi is maximised, the others minimised, unless ``:max`` or ``:min``
         follows.
         """
-        answer = self._get(f"{_path('searches', search_id)}/pareto", {"metrics": ",".join(metrics)})
-        return cast(list[Ranked], answer["items"])
+        parameters = {"metrics": ",".join(metrics)}
+        return [cast(Ranked, item) for item in self._items(f"{_path('searches', search_id)}/pareto", parameters)]
 
     def trials(self, search_id: str, **filters: Unpack[TrialFilters]) -> Iterator[Trial]:
         """The trials of a search that pass the filters, by number or by a metric, page by page."""

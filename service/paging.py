@@ -7,6 +7,7 @@ columns of the order do not change, is on exactly one page, whatever is inserted
 import hashlib
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -70,11 +71,32 @@ def page_of(
     order = [key.column.desc() if descending else key.column.asc() for key in keys]
     of = _fingerprint(query, order)
     if request.token is not None:
-        query = query.where(_after(keys, _decode(request.token, of, keys), descending))
+        seen = _decode(request.token, of, [key.read for key in keys])
+        query = query.where(_after(keys, seen, descending))
     rows = session.scalars(query.order_by(*order).limit(request.size + 1)).all()
     items = rows[: request.size]
     more = len(rows) > request.size
     return Page(items=items, next_token=_encode(of, [key.of(items[-1]) for key in keys]) if more else None)
+
+
+Standing = tuple[tuple[float, ...], str]
+"""Where something stands in a sorted list: its numbers, and a text that is its own."""
+
+
+def places_of(standings: Sequence[Standing], request: PageRequest, of: str) -> tuple[range, str | None]:
+    """The places on one page of a list that was sorted here: those after the last one seen; and the token of the next page.
+
+    Raises:
+        BadPageToken: the token was not handed out for the list named ``of``.
+    """
+    name, start = _digest(of), 0
+    if request.token is not None:
+        num_numbers = len(standings[0][0]) if standings else 0
+        *numbers, text = _decode(request.token, name, [*[_read_number] * num_numbers, _read_text])
+        start = bisect_right(standings, (tuple(numbers), text))
+    stop = min(start + request.size, len(standings))
+    more = stop < len(standings)
+    return range(start, stop), _encode(name, [*standings[stop - 1][0], standings[stop - 1][1]]) if more else None
 
 
 def _after(keys: Sequence[Key], seen: Sequence[Any], descending: bool) -> ColumnElement[bool]:
@@ -89,19 +111,23 @@ def _fingerprint(query: Select[Row], order: Sequence[ColumnElement[Any]]) -> str
     if query.whereclause is not None:
         compiled = query.whereclause.compile()
         names += f" {compiled} {sorted(compiled.params.items())}"
-    return hashlib.sha256(names.encode()).hexdigest()[:16]
+    return _digest(names)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _encode(of: str, values: Sequence[Any]) -> str:
     return urlsafe_b64encode(json.dumps([of, *values]).encode()).decode().rstrip("=")
 
 
-def _decode(token: str, of: str, keys: Sequence[Key]) -> list[Any]:
+def _decode(token: str, of: str, readers: Sequence[Callable[[Any], Any]]) -> list[Any]:
     try:
         name, *values = json.loads(urlsafe_b64decode(token + "=" * (-len(token) % 4)))
         if name != of:
             raise BadPageToken
-        return [key.read(value) for value, key in zip(values, keys, strict=True)]
+        return [read(value) for read, value in zip(readers, values, strict=True)]
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise BadPageToken from error
 

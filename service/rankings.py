@@ -22,10 +22,8 @@ from service.database import Database
 from service.errors import InvalidValue
 from service.listings import METRICS, TO_SHOW, Metric
 from service.models import ParetoFront, Result, Search, Trial
+from service.paging import Page, PageRequest, Standing, places_of
 from service.skyline import Point, skyline
-
-MAX_MEMBERS = 500
-"""How many structures of a Pareto front are shown."""
 
 _MAX_KEPT = 5_000
 """How many members a front may have that is kept: more are found anew as fast as they are read back."""
@@ -33,8 +31,10 @@ _MAX_KEPT = 5_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedStructure:
-    """A structure of a search with its replicates: the mean of their losses, its spread, and each with its seed."""
+    """A structure of a search at its place, counted from 1, with its replicates: the mean of their losses, its spread, and
+    each with its seed."""
 
+    rank: int
     trial: Trial
     replicates: Sequence[Trial]
 
@@ -130,9 +130,9 @@ def best(session: Session, search_id: str, limit: int) -> list[RankedStructure]:
     return _ranked(session, search_id, digests)
 
 
-def pareto(database: Database, search_id: str, metrics: str) -> list[RankedStructure]:
+def pareto(database: Database, search_id: str, metrics: str, page: PageRequest) -> Page[RankedStructure]:
     """The structures that no other one of the search dominates in some metrics (see ``goals_of``), best in the first of
-    them first; of a front of more than ``MAX_MEMBERS``, the first.
+    them first.
 
     Equal ones do not dominate each other. A structure without a value for one of the metrics is none of them. The front
     is kept, so that the next answer looks at what is new alone.
@@ -140,16 +140,19 @@ def pareto(database: Database, search_id: str, metrics: str) -> list[RankedStruc
     Raises:
         NotFound: there is no such search.
         InvalidValue: see ``goals_of``.
+        BadPageToken: the token is not one of this front.
     """
     goals = goals_of(metrics)
     with database.read() as session:
         search = repositories.search_by_id(session, search_id)
         candidates, is_news = _candidates(session, search_id, goals)
-        front = _front(candidates)
-        ranked = _ranked(session, search_id, front[:MAX_MEMBERS])
+        standings = _front(candidates)
+        front = [digest for _, digest in standings]
+        places, next_token = places_of(standings, page, f"front {search_id} {' '.join(map(str, goals))}")
+        ranked = _ranked(session, search_id, front[places.start : places.stop], first_rank=places.start + 1)
     if is_news and len(front) <= _MAX_KEPT:
         _keep(database, search_id, goals, search.last_event, front)
-    return ranked
+    return Page(items=ranked, next_token=next_token)
 
 
 def _result_of(search: Search, trials: Sequence[Trial]) -> Result:
@@ -174,14 +177,17 @@ def _counted(search_id: str) -> tuple[ColumnElement[bool], ...]:
     return Trial.search_id == search_id, Trial.state == TrialState.COMPLETED, Trial.excluded_at.is_(None)
 
 
-def _ranked(session: Session, search_id: str, digests: Sequence[str]) -> list[RankedStructure]:
+def _ranked(session: Session, search_id: str, digests: Sequence[str], first_rank: int = 1) -> list[RankedStructure]:
     # By digest alone: with more conditions, SQLite would read all completed trials to find these.
     query = select(Trial).where(Trial.search_id == search_id, Trial.digest.in_(digests)).options(*TO_SHOW)
     replicates: dict[str, list[Trial]] = defaultdict(list)
     for trial in sorted(session.scalars(query), key=lambda trial: trial.number):
         if trial.state is TrialState.COMPLETED and trial.excluded_at is None:
             replicates[trial.digest].append(trial)
-    return [RankedStructure(trial=replicates[digest][0], replicates=replicates[digest]) for digest in digests]
+    return [
+        RankedStructure(rank=rank, trial=replicates[digest][0], replicates=replicates[digest])
+        for rank, digest in enumerate(digests, start=first_rank)
+    ]
 
 
 def _candidates(session: Session, search_id: str, goals: Sequence[Goal]) -> tuple[dict[str, Point], bool]:
@@ -209,11 +215,9 @@ def _points(
     return {row[0]: tuple(row[1:]) for row in session.execute(query)}
 
 
-def _front(points: Mapping[str, Point]) -> list[str]:
+def _front(points: Mapping[str, Point]) -> list[Standing]:
     undominated = skyline(points.values())
-    return sorted(
-        (d for d, point in points.items() if point in undominated), key=lambda digest: (points[digest], digest)
-    )
+    return sorted((point, digest) for digest, point in points.items() if point in undominated)
 
 
 def _name(goals: Sequence[Goal]) -> str:

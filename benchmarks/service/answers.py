@@ -80,8 +80,8 @@ def _questions(
     yield "50 structures of all searches, filtered", "/v1/structures", {"page_size": 50, "psi_min": 0.3, **bounds}
     yield "500 structures of all searches", "/v1/structures", {"page_size": 500}
     yield "the best 10", f"{search}/best", {"limit": 10}
-    yield "the Pareto front of loss, macs", f"{search}/pareto", {"metrics": "loss,macs"}
-    yield "the Pareto front of loss, params, psi, nu", f"{search}/pareto", {"metrics": "loss,params,psi,nu"}
+    yield "50 of the Pareto front of loss, macs", f"{search}/pareto", {"metrics": "loss,macs"}
+    yield "50 of the Pareto front of loss, params, psi, nu", f"{search}/pareto", {"metrics": "loss,params,psi,nu"}
     yield "a trial", f"/v1/trials/{search_id}-{num_trials // 2}", {}
     yield "a learning curve", f"/v1/trials/{search_id}-{num_trials // 20 * 10}/measurements", {}
 

@@ -17,15 +17,18 @@ from search.states import TrialState
 from search.trial import Outcome
 from service import rankings, trials
 from service.database import Database
-from service.errors import InvalidValue, NotFound
+from service.errors import BadPageToken, InvalidValue, NotFound
 from service.listings import METRICS
 from service.models import ParetoFront, Result, Search, Trial
-from service.rankings import MAX_MEMBERS, RankedStructure, goals_of
+from service.paging import PageRequest
+from service.rankings import RankedStructure, goals_of
 from tests.rows import SPEC, TINY, Rows
 from tests.service.plain_rows import NOON, plain_search, plain_trial
 
 WIDE = replace(SPEC, proxy=replace(TINY, width=256), replicates=3)
 """A search on models so wide that similar thetas are different structures; nobody trains them here."""
+
+WHOLE = PageRequest(size=500)
 
 THETAS = [*NAMED.values(), *(Theta.normalise((a, 1, 2, 1, a, 1, r / 8)) for a in (2, 3, 4) for r in range(3))]
 """Fifteen structures."""
@@ -230,7 +233,11 @@ _METRICS = st.sampled_from(
 
 
 def _digests(database: Database, metrics: str) -> list[str]:
-    return [ranked.trial.digest for ranked in rankings.pareto(database, "f", metrics)]
+    return [ranked.trial.digest for ranked in _front(database, "f", metrics)]
+
+
+def _front(database: Database, search_id: str, metrics: str) -> Sequence[RankedStructure]:
+    return rankings.pareto(database, search_id, metrics, WHOLE).items
 
 
 class Interrupted(Database):
@@ -268,7 +275,7 @@ class TestPareto:
         history = History.on(shared.database, [(0, 0, 5), (0, 0, 7)])
         for structure, loss in ((0, 24.0), (0, 48.0), (1, 12.0)):
             history.complete(structure, loss)
-        cheap, good = rankings.pareto(shared.database, "f", "macs,loss")
+        cheap, good = _front(shared.database, "f", "macs,loss")
         assert (cheap.loss, len(cheap.replicates), cheap.trial.macs) == (36.0, 2, 5)
         assert (good.loss, len(good.replicates), good.trial.search.id) == (12.0, 1, "f")
 
@@ -308,13 +315,13 @@ class TestPareto:
             history.complete(structure, loss)
         interrupted = Interrupted(shared.database.engine.url.render_as_string(hide_password=False))
         # An exclusion, and an answer that knows of it, come between the computation and the writing of its outcome.
-        interrupted.before_writing = lambda: [history.toggle(0), rankings.pareto(shared.database, "f", "loss,macs")]
-        assert [ranked.loss for ranked in rankings.pareto(interrupted, "f", "loss,macs")] == [12.0]
+        interrupted.before_writing = lambda: [history.toggle(0), _front(shared.database, "f", "loss,macs")]
+        assert [ranked.loss for ranked in _front(interrupted, "f", "loss,macs")] == [12.0]
         assert _digests(shared.database, "loss,macs") == [f"{1:032x}"]
         # And the same without that answer.
         history.toggle(0)
         interrupted.before_writing = lambda: history.toggle(0)
-        assert [ranked.loss for ranked in rankings.pareto(interrupted, "f", "loss,macs")] == [12.0]
+        assert [ranked.loss for ranked in _front(interrupted, "f", "loss,macs")] == [12.0]
         assert _digests(shared.database, "loss,macs") == [f"{1:032x}"]
         interrupted.close()
 
@@ -330,18 +337,48 @@ class TestPareto:
         _digests(shared.database, "macs:min, loss")
         assert [front.seen for front in self._kept(shared.database)] == [2]
 
-    def test_of_very_many_equals_shows_the_first(self, shared: Rows) -> None:
-        history = History.on(shared.database)
-        with shared.database.write() as session:
-            made = [plain_trial("f", number) for number in range(MAX_MEMBERS + 1)]
-            session.add_all(made)
-            search = session.get_one(Search, "f")
-            session.flush()
-            for trial in made:
-                rankings.add_completed(session, search, [trial])
-        expected = [trial.digest for trial in made][:MAX_MEMBERS]
-        assert _digests(history.database, "loss,macs") == expected
-        assert _digests(history.database, "loss,macs") == expected
+    @pytest.mark.parametrize("metrics", ["loss,macs", "psi,loss,omega"])
+    def test_is_read_page_by_page(self, shared: Rows, metrics: str) -> None:
+        history = History.on(shared.database, [(n, 0.05 * (n // 2), 20 - n) for n in range(12)])
+        for structure in range(12):
+            history.complete(structure, 1.0 + structure // 2)
+        whole = _front(shared.database, "f", metrics)
+        assert len(whole) >= 6
+        pages: list[Sequence[RankedStructure]] = []
+        token = None
+        while not pages or token:
+            page = rankings.pareto(shared.database, "f", metrics, PageRequest(size=4, token=token))
+            pages.append(page.items)
+            token = page.next_token
+        assert [len(page) for page in pages[:-1]] == [4] * (len(pages) - 1)
+        read = [ranked for page in pages for ranked in page]
+        assert [ranked.trial.digest for ranked in read] == [ranked.trial.digest for ranked in whole]
+        assert [ranked.rank for ranked in read] == list(range(1, len(whole) + 1))
+
+    def test_goes_on_after_what_was_seen_whatever_came_since(self, shared: Rows) -> None:
+        history = History.on(shared.database, [(0, 0, 30), (0, 0, 20), (0, 0, 10), (0, 0, 25)])
+        for structure, loss in ((0, 1.0), (1, 2.0), (2, 3.0)):
+            history.complete(structure, loss)
+        first = rankings.pareto(shared.database, "f", "loss,macs", PageRequest(size=2))
+        history.complete(3, 1.5)
+        history.toggle(1)
+        rest = rankings.pareto(shared.database, "f", "loss,macs", PageRequest(size=2, token=first.next_token))
+        assert [ranked.loss for ranked in rest.items] == [3.0]
+        assert rest.next_token is None
+
+    def test_takes_no_token_of_another_list(self, shared: Rows) -> None:
+        history = History.on(shared.database, [(0, 0, 30), (0, 0, 20), (0, 0, 10)])
+        for structure in range(3):
+            history.complete(structure, 1.0 + structure)
+        token = rankings.pareto(shared.database, "f", "loss,macs", PageRequest(size=1)).next_token
+        for metrics, other in (
+            ("macs,loss", token),
+            ("loss,macs:max", token),
+            ("loss,macs", "x"),
+            ("loss,macs", "W10"),
+        ):
+            with pytest.raises(BadPageToken):
+                rankings.pareto(shared.database, "f", metrics, PageRequest(size=1, token=other))
 
     def test_of_a_search_without_results_is_empty(self, shared: Rows) -> None:
         History.on(shared.database)
@@ -349,7 +386,7 @@ class TestPareto:
 
     def test_of_no_search_is_not_found(self, shared: Rows) -> None:
         with pytest.raises(NotFound):
-            rankings.pareto(shared.database, "eeee", "loss,macs")
+            _front(shared.database, "eeee", "loss,macs")
 
     @staticmethod
     def _kept(database: Database) -> list[ParetoFront]:
@@ -390,7 +427,7 @@ class TestAnswers:
         good = rows.completed(search_id, NAMED["btt"], 0.5)
 
         def families() -> list[str]:
-            return [ranked.trial.family for ranked in rankings.pareto(rows.database, search_id, "loss,params")]
+            return [ranked.trial.family for ranked in _front(rows.database, search_id, "loss,params")]
 
         assert families() == ["btt"]
         with rows.database.write() as session:

@@ -21,6 +21,7 @@ from service.database import Database
 from service.errors import BudgetExhausted, InvalidValue, WrongState
 from service.leases import Lease, LeaseLost
 from service.models import Attempt, PauseMode, Reason, RunnerStats, Search, Trial
+from service.paging import PageRequest
 from service.rankings import RankedStructure
 from service.transitions import move_search, move_trial
 from service.trials import MAX_LOST_ATTEMPTS
@@ -194,7 +195,7 @@ class SearchMachine(RuleBasedStateMachine):
 
     def _ask_for_the_best(self, metrics: str) -> None:
         """The front is kept from one time to the next, and is the one that is found anew."""
-        front = rankings.pareto(self._database, self._model.id, metrics)
+        front = rankings.pareto(self._database, self._model.id, metrics, PageRequest(size=500)).items
         with self._database.read() as session:
             best = rankings.best(session, self._model.id, 500)
         assert {s.trial.digest: [trial.loss for trial in s.replicates] for s in best} == self._model.losses
