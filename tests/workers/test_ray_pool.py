@@ -358,6 +358,7 @@ class TestAdoption:
         assert heir.pool.adopt(slot, "a")
         heir.outcome("a")
         heir.start("b", micro_trial())
+        wait_for(lambda: view(namespace, slot).key == "b", what="the start of b")
         assert not driver.pool.adopt(slot, "a")
         assert driver.pool.assignments() == {}
 
