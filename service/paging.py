@@ -83,7 +83,9 @@ Standing = tuple[tuple[float, ...], str]
 """Where something stands in a sorted list: its numbers, and a text that is its own."""
 
 
-def places_of(standings: Sequence[Standing], request: PageRequest, of: str) -> tuple[range, str | None]:
+def places_of(
+    standings: Sequence[Standing], request: PageRequest, *, of: str, num_numbers: int
+) -> tuple[range, str | None]:
     """The places on one page of a list that was sorted here: those after the last one seen; and the token of the next page.
 
     Raises:
@@ -91,12 +93,13 @@ def places_of(standings: Sequence[Standing], request: PageRequest, of: str) -> t
     """
     name, start = _digest(of), 0
     if request.token is not None:
-        num_numbers = len(standings[0][0]) if standings else 0
-        *numbers, text = _decode(request.token, name, [*[_read_number] * num_numbers, _read_text])
-        start = bisect_right(standings, (tuple(numbers), text))
+        *seen, last = _decode(request.token, name, [*[_read_number] * num_numbers, _read_text])
+        start = bisect_right(standings, (tuple(seen), last))
     stop = min(start + request.size, len(standings))
-    more = stop < len(standings)
-    return range(start, stop), _encode(name, [*standings[stop - 1][0], standings[stop - 1][1]]) if more else None
+    if stop == len(standings):
+        return range(start, stop), None
+    numbers, text = standings[stop - 1]
+    return range(start, stop), _encode(name, [*numbers, text])
 
 
 def _after(keys: Sequence[Key], seen: Sequence[Any], descending: bool) -> ColumnElement[bool]:

@@ -148,7 +148,9 @@ def pareto(database: Database, search_id: str, metrics: str, page: PageRequest) 
         candidates, is_news = _candidates(session, search_id, goals)
         standings = _front(candidates)
         front = [digest for _, digest in standings]
-        places, next_token = places_of(standings, page, f"front {search_id} {' '.join(map(str, goals))}")
+        places, next_token = places_of(
+            standings, page, of=f"front {search_id} {' '.join(map(str, goals))}", num_numbers=len(goals)
+        )
         ranked = _ranked(session, search_id, front[places.start : places.stop], first_rank=places.start + 1)
     if is_news and len(front) <= _MAX_KEPT:
         _keep(database, search_id, goals, search.last_event, front)

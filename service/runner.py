@@ -103,8 +103,9 @@ class Runner:
 
     def _beat(self) -> None:
         """Renew the lease, share the slots of the cluster with other runners, look after what runs."""
+        stats = self._current_stats()  # before the transaction: it may ask the cluster, which may take its time
         with self._database.write() as session:
-            self.stats = self._current_stats().found_ray("ok", now(session))
+            self.stats = stats.found_ray("ok", now(session))
             leases.renew(session, self.id, self._lease_seconds, self.stats)
             alive = leases.alive(session)
             forget_old(session)

@@ -133,7 +133,7 @@ def in_time(what: str, call: Callable[[], T], *, seconds: float = _ANSWERS_WITHI
 
 
 def _fits(resources: Resources, capacity: Mapping[str, float]) -> bool:
-    return resources.cpus <= capacity.get("CPU", 0) + 1e-9 and resources.gpus <= capacity.get("GPU", 0) + 1e-9
+    return _times(resources, capacity) > 0
 
 
 def _times(resources: Resources, capacity: Mapping[str, float]) -> int:

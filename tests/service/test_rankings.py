@@ -366,6 +366,16 @@ class TestPareto:
         assert [ranked.loss for ranked in rest.items] == [3.0]
         assert rest.next_token is None
 
+    def test_ends_where_nothing_is_left_of_it(self, shared: Rows) -> None:
+        history = History.on(shared.database, [(0, 0, 30), (0, 0, 20)])
+        for structure in range(2):
+            history.complete(structure, 1.0 + structure)
+        first = rankings.pareto(shared.database, "f", "loss,macs", PageRequest(size=1))
+        for place in range(2):
+            history.toggle(place)
+        rest = rankings.pareto(shared.database, "f", "loss,macs", PageRequest(size=1, token=first.next_token))
+        assert (list(rest.items), rest.next_token) == ([], None)
+
     def test_takes_no_token_of_another_list(self, shared: Rows) -> None:
         history = History.on(shared.database, [(0, 0, 30), (0, 0, 20), (0, 0, 10)])
         for structure in range(3):
