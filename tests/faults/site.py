@@ -3,7 +3,6 @@
 import os
 import signal
 import sqlite3
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -120,18 +119,13 @@ def new_site(kind: str, home: Path, *, runners: int = 2) -> Iterator[Site]:
             yield Site(service=service, database=database, postgres=postgres)
 
 
-def wait_until(over: Callable[[], object], what: str) -> float:
-    """Return once it is so; how many seconds that took.
+def wait_until(over: Callable[[], object], what: str) -> None:
+    """Return once it is so.
 
     Raises:
-        TimeoutError: it took too long.
+        TimeoutError: it took longer than ``DEADLINE``.
     """
-    begin = time.monotonic()
-    while not over():
-        if time.monotonic() > begin + DEADLINE:
-            raise TimeoutError(f"waited {DEADLINE:g} s for {what}")
-        time.sleep(0.1)
-    return time.monotonic() - begin
+    wait_for(over, what=what, within=DEADLINE)
 
 
 def kill(pid: int) -> None:
