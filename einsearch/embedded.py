@@ -186,6 +186,8 @@ class Embedded:
             # Fixed by default, so that a second Ray on this machine would stumble over the first.
             *[f"--dashboard-agent-listen-port={_free_port('127.0.0.1')}"],
             *[f"--ray-client-server-port={_free_port('127.0.0.1')}"],
+            # The logs of slots are read where they are; no driver wants a copy.
+            "--include-log-monitor=false",
             *["--object-store-memory=100000000", f"--temp-dir={self._ray_dir}"],
         ]
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import httpx2
 
 from einsearch.answers import Search
 from einsearch.client import Client
+from tests.corpora import make_corpora
 from tests.waiting import wait_for
+from tests.workers.specs import SMALL
 
 COMMAND = str(Path(sys.executable).with_name("einsearch"))
 
@@ -69,13 +71,14 @@ class EmbeddedService:
     ) -> None:
         self.home = home
         self.output = home.parent / f"{home.name}.out"
+        corpora_dir = make_corpora(home.parent / "corpora")
         size = ["--slots", "2", "--gpus", "1", "--runners", str(runners)]
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [*prefix, COMMAND, "up", "--home", str(home), "--port", "0", *size],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
+                env={**os.environ, "EINSEARCH_CORPORA_DIR": str(corpora_dir), **environment},
             )
         wait_for(self._printed, until=lambda text: "database  " in text or self.process.poll() is not None, what="up")
         assert self.process.poll() is None, self._printed()
@@ -84,14 +87,8 @@ class EmbeddedService:
         self.client = Client(self.url)
 
     def submit(self, name: str, *, trials: int, train_flops: float, **proxy: Any) -> str:
-        """Submit a search of the smallest kind that still trains."""
-        spec = {
-            "name": name,
-            "budget": {"max_trials": trials},
-            "space": {"seeds": ["dense", "monarch"]},
-            "proxy": {"train_flops": train_flops, **proxy},
-        }
-        return self.client.submit(spec)["id"]
+        """Submit a search of small models; its id."""
+        return self.client.submit(small_search(name, trials=trials, train_flops=train_flops, **proxy))["id"]
 
     def wait_until_final(self, search_id: str) -> Search:
         """The search once it has ended."""
@@ -144,6 +141,17 @@ class EmbeddedService:
     def _address(self, label: str) -> str:
         found = re.findall(rf"{label}\s+(\S+)", self._printed())
         return str(found[-1])
+
+
+def small_search(name: str, *, trials: int, train_flops: float, concurrency: int = 2, **proxy: Any) -> dict[str, Any]:
+    """What is sent to submit a search of small models."""
+    return {
+        "name": name,
+        "budget": {"max_trials": trials},
+        "space": {"seeds": ["dense", "monarch"]},
+        "proxy": asdict(replace(SMALL, train_flops=train_flops, **proxy)),
+        "concurrency": concurrency,
+    }
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sqlalchemy import select
 
@@ -29,11 +28,11 @@ ENVIRONMENT: Mapping[str, str] = {
     "RAY_worker_niceness": "0",
 }
 
-SHORT = 2e9
+SHORT = 1e8
 """Training FLOPs of a trial that takes some tenths of a second."""
 
-LONG = 2e10
-"""Training FLOPs of a trial that takes a second or more, so that a fault can hit it."""
+LONG = 8e9
+"""Training FLOPs of a trial that takes some seconds, so that a fault can hit it."""
 
 
 DEADLINE = 300.0
@@ -50,8 +49,7 @@ class Site:
 
     def submit(self, name: str, *, trials: int, train_flops: float, concurrency: int = 2) -> str:
         """Submit a search of small models; its id."""
-        body = search_body(name, trials=trials, train_flops=train_flops, concurrency=concurrency)
-        return self.service.client.submit(body)["id"]
+        return self.service.submit(name, trials=trials, train_flops=train_flops, concurrency=concurrency)
 
     def settled(self, search_id: str, num_trials: int) -> Ledger:
         """The ledger of a search once it has ended, which must be with exactly its budget."""
@@ -92,17 +90,6 @@ class Site:
         with self.database.read() as session:
             query = select(Attempt.id).where(Attempt.runner_id == runner_id, Attempt.trial_id.startswith(search_id))
             return session.scalar(query.limit(1)) is not None
-
-
-def search_body(name: str, *, trials: int, train_flops: float, concurrency: int = 2) -> dict[str, Any]:
-    """What is sent to submit a search of small models."""
-    return {
-        "name": name,
-        "budget": {"max_trials": trials},
-        "space": {"seeds": ["dense", "monarch"]},
-        "proxy": {"train_flops": train_flops},
-        "concurrency": concurrency,
-    }
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.site import LONG, SHORT, Site, search_body
+from tests.embedded_service import small_search
+from tests.faults.site import LONG, SHORT, Site
 from tests.faults.vanishing import half_a_body, half_an_answer, unread_answer
 from tests.waiting import wait_for
 
@@ -36,7 +37,7 @@ class TestClientThatGoesAway:
 
     @pytest.mark.usefixtures("quiet")
     def test_before_the_answer_finds_its_search_when_it_asks_again(self, site: Site) -> None:
-        body = search_body("unread", trials=1, train_flops=SHORT)
+        body = small_search("unread", trials=1, train_flops=SHORT)
         for number in range(5):
             unread_answer(site.service.url, body, f"unread {number}")
         ids = {site.service.client.submit(body, idempotency_key=f"unread {number}")["id"] for number in range(5)}

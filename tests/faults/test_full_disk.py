@@ -6,23 +6,23 @@ from pathlib import Path
 import httpx2
 
 from service.database import Database
-from tests.embedded_service import EmbeddedService
+from tests.embedded_service import EmbeddedService, small_search
 from tests.faults.disks import can_mount, service_on_a_disk
 from tests.faults.ledger import assert_exactly_the_budget
-from tests.faults.site import LONG, SHORT, search_body
+from tests.faults.site import LONG, SHORT
 from tests.waiting import wait_for
 
 
 def submit(service: EmbeddedService) -> httpx2.Response:
     """The answer to a small search, without the client's patience."""
-    body = search_body("meanwhile", trials=1, train_flops=SHORT)
+    body = small_search("meanwhile", trials=1, train_flops=SHORT)
     return httpx2.post(f"{service.url}/v1/searches", json=body, timeout=60)
 
 
 class TestFullDisk:
     def test_is_told_as_503_and_the_service_goes_on_when_there_is_room(self, tmp_path: Path) -> None:
         with service_on_a_disk(tmp_path / "home", mounted=can_mount()) as (service, disk):
-            search_id = service.client.submit(search_body("disk full", trials=2, train_flops=LONG))["id"]
+            search_id = service.submit("disk full", trials=2, train_flops=LONG)
             service.wait_until_running(search_id)
             disk.fill()
             num_accepted = 0

@@ -3,7 +3,8 @@
 import httpx2
 import pytest
 
-from tests.faults.site import LONG, Site, search_body
+from tests.embedded_service import small_search
+from tests.faults.site import LONG, Site
 from tests.waiting import wait_for
 
 
@@ -27,5 +28,5 @@ class TestKillOfPostgres:
 def submit(site: Site) -> httpx2.Response:
     """The answer to a small search, without the client's patience."""
     return httpx2.post(
-        f"{site.service.url}/v1/searches", json=search_body("meanwhile", trials=1, train_flops=1e6), timeout=60
+        f"{site.service.url}/v1/searches", json=small_search("meanwhile", trials=1, train_flops=1e6), timeout=60
     )

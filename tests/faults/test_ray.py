@@ -5,21 +5,23 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 
-from search.proxies import CharLM
 from search.spec import Budget, SearchSpec
 from search.states import TrialState
 from service import migrate, searches
 from service.database import Database
 from service.models import Measurement, Trial
+from tests.corpora import make_corpora
 from tests.faults.ledger import Ledger, assert_exactly_the_budget, read_ledger
 from tests.faults.nodes import ray_nodes
 from tests.faults.site import LEASE_SECONDS, LONG, Site, kill, wait_until
 from tests.waiting import wait_for
+from tests.workers.specs import SMALL
 
 
 class TestKillOfThePartsOfRay:
@@ -39,11 +41,12 @@ class TestKillOfThePartsOfRay:
 class TestKillOfTheNodeWithTheTrials:
     def test_runs_them_again_on_the_next_node(self, tmp_path: Path) -> None:
         url = f"sqlite:///{tmp_path / 'einsearch.db'}"
+        corpora_dir = make_corpora(tmp_path / "corpora")
         migrate.upgrade(url)
         with ray_nodes() as nodes, closing(Database(url)) as database:
             node = nodes.add()
-            search_id = submit(database)
-            with runner(tmp_path, nodes.environment) as is_alive:
+            search_id = submit(database, corpora_dir)
+            with runner(tmp_path, {"EINSEARCH_CORPORA_DIR": str(corpora_dir), **nodes.environment}) as is_alive:
                 wait_for(lambda: is_measured(database, search_id), what="a trial that trains")
                 nodes.kill(node)
                 nodes.add()
@@ -52,10 +55,10 @@ class TestKillOfTheNodeWithTheTrials:
             assert lost(assert_exactly_the_budget(database, search_id, 2))
 
 
-def submit(database: Database) -> str:
-    spec = SearchSpec(name="node killed", budget=Budget(max_trials=2), proxy=CharLM(train_flops=LONG))
+def submit(database: Database, corpora_dir: Path) -> str:
+    spec = SearchSpec(name="node killed", budget=Budget(max_trials=2), proxy=replace(SMALL, train_flops=LONG))
     with database.write() as session:
-        return searches.submit(session, spec, None).search.id
+        return searches.submit(session, spec, corpora_dir).search.id
 
 
 @contextmanager

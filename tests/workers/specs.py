@@ -1,4 +1,4 @@
-"""The smallest trials that still train: a few milliseconds on the text of ``tests.corpora``."""
+"""Small trials on the text of ``tests.corpora``, the smallest of which take a few milliseconds."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,6 +16,9 @@ MICRO = CharLM(
     train_flops=2e7,
     corpus=FileCorpus(path="corpus.txt"),
 )
+
+SMALL = replace(MICRO, dense_width=32, context=32, batch_size=8)
+"""Large enough for a trial to last: 1e9 FLOPs take it most of a second."""
 
 ENDLESS = 1e18
 """Training FLOPs of a trial that ends only by being stopped."""

@@ -163,7 +163,9 @@ class TestCapacity:
         wait_for(lambda: pool.room(HALF), until=lambda room: room == 2, what="both CPUs to be free")
         assert (pool.room(WHOLE), pool.room(HALF_A_GPU), pool.room(Resources(cpus=9))) == (1, 2, 0)
         driver.reserve(HALF)
-        assert (pool.room(HALF), pool.room(WHOLE)) == (1, 0)
+        # For some seconds the pool counts the new slot twice, itself and in Ray's account, rather than not at all.
+        wait_for(lambda: pool.room(HALF), until=lambda room: room == 1, what="room for one slot more")
+        assert pool.room(WHOLE) == 0
 
     def test_is_not_taken_from_slots_that_are_about_to_serve(self, driver: Driver, namespace: str) -> None:
         driver.reserve_some(2, HALF)
