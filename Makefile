@@ -47,8 +47,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "einsearch needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	@# Python compiles what is imported when it is imported: to compile everything now takes as long as the rest.
+	@# Compiled afterwards, by all cores: pip has one do it, and some of Ray's processes never keep what they compile.
 	$(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages have files for other versions of Python
 	@touch $@
 
 clean:  ## remove the environment and the caches; the database in .einsearch stays
