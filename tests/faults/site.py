@@ -31,7 +31,7 @@ ENVIRONMENT: Mapping[str, str] = {
 SHORT = 1e8
 """Training FLOPs of a trial that takes some tenths of a second."""
 
-LONG = 8e9
+LONG = 1e10
 """Training FLOPs of a trial that takes some seconds, so that a fault can hit it."""
 
 

@@ -10,7 +10,7 @@ from tests.waiting import wait_for
 class TestKillOfEverything:
     def test_leaves_no_process_and_the_next_start_goes_on(self, tmp_path: Path) -> None:
         with new_site("sqlite", tmp_path / "home", runners=1) as site:
-            search_id = site.submit("all killed", trials=2, train_flops=LONG)
+            search_id = site.submit("all killed", trials=1, train_flops=LONG)
             site.training(search_id)
             below = descendants(site.service.process.pid)
             site.service.process.kill()
@@ -21,4 +21,4 @@ class TestKillOfEverything:
                 what="the end of all processes",
             )
         with new_site("sqlite", tmp_path / "home", runners=1) as site:
-            site.settled(search_id, 2)
+            site.settled(search_id, 1)
