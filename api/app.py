@@ -25,8 +25,9 @@ from service.settings import Settings
 DESCRIPTION = """
 Searches the continuous space of einsum structures for better linear layers.
 
-Submit a search, follow it, ask for the best structures. One MAC is one multiply-add; training FLOPs are 6 MACs per token;
-losses are nats per token on held-out text. Refusals are `application/problem+json`.
+Submit a search, follow it, ask for the best structures. One MAC is one multiply-add; training FLOPs are 6 MACs per
+example (of text: a token); losses are held out, in nats, or for a regression in variances. Refusals are
+`application/problem+json`.
 """
 
 

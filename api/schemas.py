@@ -12,7 +12,8 @@ from einlayers.errors import FieldError
 from einlayers.taxonomy import Family, Taxonomy
 from einlayers.theta import Theta
 from search.checks import Whole
-from search.proxies import ModelCost, ProxySpec
+from search.proxies.base import ModelCost
+from search.proxies.registry import ProxySpec
 from search.spec import Budget, SearchSpec
 from search.states import AttemptState, SearchState, TrialState
 from search.trial import Outcome
@@ -106,7 +107,7 @@ class AttemptResource(Schema):
 
 
 class TrialResource(Schema):
-    """A structure, trained once from one seed. ``macs`` per token, forward; ``loss`` in nats per token, held out."""
+    """A structure, trained once from one seed. ``macs`` per example (of text: a token), forward; ``loss`` held out."""
 
     id: str
     search_id: str
@@ -149,7 +150,7 @@ class StructureResource(TrialResource):
 
 
 class MeasurementResource(Schema):
-    """A point of the learning curve: the held-out loss, in nats per token, after so much training."""
+    """A point of the learning curve: the held-out loss after so much training; ``tokens``: examples, of whatever kind."""
 
     step: int
     tokens: int

@@ -33,11 +33,10 @@ from einlayers.muon import Group
 from einlayers.optim import param_groups
 from einlayers.scaling import branch_scale
 from einlayers.theta import Theta
-from search.proxies import CHAR_VOCABULARY, CharLM
-from search.trial import TrialSpec
-from workers.models.gpt import GPT, dense_linear
+from search.proxies.char_lm import CHAR_VOCABULARY, CharLM
+from workers.models.gpt import GPT
+from workers.models.linears import dense_linear, linear_factory
 from workers.proxies.char_lm import CharLMProxy
-from workers.transfer import INPUT_LR_MULT, linear_factory
 from workers.workspace import Workspace
 
 FLAT = 1.2
@@ -331,13 +330,11 @@ def gpt_loss(sweep: Sweep, width: int, lr: float, seed: int, workspace: Workspac
         base = gpt(BASE_WIDTH, dense_linear)
     torch.manual_seed(seed)
     model = gpt(width, sweep.linear)
-    input_lr_mult = INPUT_LR_MULT if sweep.vector_lr is None else sweep.vector_lr / lr
+    input_lr_mult = CharLM.INPUT_LR_MULT if sweep.vector_lr is None else sweep.vector_lr / lr
     groups = param_groups(model, lr, base=base, optimizer="adam", input_lr_mult=input_lr_mult)
     optimizer = torch.optim.Adam(apply_rule(sweep.rule, model, groups, lr), betas=BETAS, fused=True)
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS))
-    # Of the trial, only the corpus and the seed matter: the structure and the width are those of the model above.
-    spec = TrialSpec(theta=Theta.parse("dense"), proxy=CharLM(context=CONTEXT), width=width, seed=seed)
-    task = CharLMProxy().task(spec, workspace, torch.device("cpu"))
+    task = CharLMProxy(CharLM(context=CONTEXT)).task(seed, workspace, torch.device("cpu"))
     losses = []
     for batch in islice(task.batches, NUM_STEPS):
         optimizer.zero_grad()

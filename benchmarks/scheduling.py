@@ -19,7 +19,7 @@ from pathlib import Path
 
 import ray
 
-from search.proxies import CharLM
+from search.proxies.char_lm import CharLM
 from search.spec import Budget, SamplerSpec, SearchSpec, Tpe
 from search.spec import Random as RandomSampling
 from search.trial import Outcome, TrialSpec

@@ -1,6 +1,6 @@
 """What the API answers, as types of the client: plain dictionaries, so that whatever it adds later does no harm.
 
-Times are ISO 8601 in UTC, losses are nats per token on held-out text, ``macs`` are per token, forward.
+Times are ISO 8601 in UTC, losses are held out, ``macs`` are per example (of text: a token), forward.
 """
 
 from typing import Any, Literal, NotRequired, TypedDict

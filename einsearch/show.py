@@ -9,7 +9,7 @@ from rich.table import Table
 
 from einlayers.theta import AXES, Theta
 from einsearch.answers import Event, Ranked, Search
-from einsearch.words import local_time, loss_of, state_of, trials_of
+from einsearch.words import local_time, loss_of, state_of, trials_of, units_of
 
 
 def make_console() -> Console:
@@ -44,8 +44,9 @@ def _show_ranked(console: Console, search: Search, ranked: Sequence[Ranked], tit
     for item in ranked:
         table.add_row(*_best_row(item))
     console.print(table)
+    example, loss = units_of(search)
     console.print(
-        "theta is (alpha|beta|gamma|delta|epsilon|phi|rho); MACs per token, forward; loss in nats per token, held out."
+        f"theta is (alpha|beta|gamma|delta|epsilon|phi|rho); MACs per {example}, forward; loss in {loss}, held out."
     )
 
 

@@ -18,6 +18,20 @@ def trials_of(search: Search) -> str:
     return f"{done['finished']}{limit}{time}"
 
 
+_UNITS = {
+    "char_lm": ("token", "nats per token"),
+    "image_mlp": ("image", "nats per image"),
+    "image_vit": ("image", "nats per image"),
+    "next_pixel": ("pixel", "nats per pixel"),
+    "regression": ("row", "variances of the teacher"),
+}
+
+
+def units_of(search: Search) -> tuple[str, str]:
+    """What an example of the search's proxy is, and what its loss is measured in."""
+    return _UNITS.get(search["spec"]["proxy"]["kind"], ("example", "the units of the proxy"))
+
+
 def loss_of(loss: float | None) -> str:
     """A loss, if there is one yet."""
     return "-" if loss is None else f"{loss:.4f}"

@@ -16,11 +16,9 @@ from torch import nn
 
 from einlayers.surgery import densify, param_groups
 from einlayers.theta import NAMED
-from search.proxies import CharLM
-from search.trial import TrialSpec
+from search.proxies.char_lm import CharLM
 from workers.proxies.char_lm import CharLMProxy
 from workers.training import Task
-from workers.transfer import INPUT_LR_MULT
 from workers.workspace import Workspace
 
 PROXY = CharLM(width=64, depth=2)
@@ -56,10 +54,9 @@ def main(
 def _run(
     proxy: CharLM, num_structured_steps: int, num_dense_steps: int, check_every: int, workspace: Workspace
 ) -> Result:
-    spec = TrialSpec(theta=NAMED["monarch"], proxy=proxy, width=proxy.width_for(NAMED["monarch"]), seed=0)
-    torch.manual_seed(spec.seed)
-    model = CharLMProxy().build(spec)
-    task = CharLMProxy().task(spec, workspace, torch.device("cpu"))
+    torch.manual_seed(0)
+    model = CharLMProxy(proxy).build(NAMED["monarch"], proxy.width_for(NAMED["monarch"]))
+    task = CharLMProxy(proxy).task(0, workspace, torch.device("cpu"))
 
     structured = tuple(_train(model, task, proxy, num_structured_steps, check_every))
     before_switch = _held_out(model, task)
@@ -72,7 +69,7 @@ def _run(
 
 def _train(model: nn.Module, task: Task, proxy: CharLM, num_steps: int, check_every: int) -> Iterator[float]:
     """Train with a new optimiser at the rates for the layers that are there now; yield held-out losses on the way."""
-    groups = param_groups(model, proxy.base_lr, base=_base(proxy), input_lr_mult=INPUT_LR_MULT)
+    groups = param_groups(model, proxy.base_lr, base=_base(proxy), input_lr_mult=proxy.INPUT_LR_MULT)
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / WARMUP_STEPS))
     for step, batch in enumerate(islice(task.batches, num_steps), start=1):
@@ -89,7 +86,7 @@ def _train(model: nn.Module, task: Task, proxy: CharLM, num_steps: int, check_ev
 def _base(proxy: CharLM) -> nn.Module:
     """The dense model that the rate was tuned on; only its shapes count."""
     with torch.device("meta"):
-        return CharLMProxy().build(TrialSpec(theta=NAMED["dense"], proxy=proxy, width=proxy.BASE_WIDTH, seed=0))
+        return CharLMProxy(proxy).build(NAMED["dense"], proxy.BASE_WIDTH)
 
 
 def _held_out(model: nn.Module, task: Task) -> float:

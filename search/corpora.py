@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from einlayers.errors import FieldError
-from search.proxies import FileCorpus
+from search.proxies.char_lm import FileCorpus
 
 
 def locate(corpus: FileCorpus, allowed: Path | None) -> Path:

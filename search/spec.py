@@ -9,7 +9,9 @@ from einlayers.errors import FieldError
 from einlayers.taxonomy import Taxonomy
 from einlayers.theta import NAMED
 from search.checks import Number, Whole, check_number, check_whole
-from search.proxies import CharLM, ModelCost, ProxySpec
+from search.proxies.base import ModelCost
+from search.proxies.char_lm import CharLM
+from search.proxies.registry import ProxySpec
 from search.space import SUBSPACES
 
 SubspaceName = Literal["full", "btt", "low-rank", "tensor-train"]
@@ -121,7 +123,7 @@ class NoPruner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What makes a structure better: a lower held-out loss of its averaged weights, in nats."""
+    """What makes a structure better: a lower held-out loss of its averaged weights."""
 
     metric: Literal["loss"] = "loss"
     direction: Literal["minimize"] = "minimize"

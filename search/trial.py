@@ -7,7 +7,7 @@ from enum import StrEnum
 from einlayers.errors import FieldError
 from einlayers.theta import Theta
 from search.checks import check_whole
-from search.proxies import ProxySpec
+from search.proxies.registry import ProxySpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class TrialSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A point of the learning curve: held-out loss, nats per token, of the averaged weights after so much training."""
+    """A point of the learning curve: held-out loss of the averaged weights after so much training; ``tokens``: examples."""
 
     step: int
     tokens: int

@@ -40,7 +40,7 @@ class RankedStructure:
 
     @property
     def loss(self) -> float:
-        """The mean held-out loss, in nats."""
+        """The mean held-out loss, in the unit of the proxy."""
         return sum(self._losses) / len(self._losses)
 
     @property

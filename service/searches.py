@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from einlayers.errors import FieldError
 from einlayers.theta import NAMED
 from search.corpora import locate
-from search.proxies import FileCorpus
+from search.proxies.char_lm import CharLM, FileCorpus
 from search.spec import Budget, SearchSpec
 from search.states import SearchState, TrialState
 from search.structure import Structure, structure_of
@@ -63,14 +63,9 @@ def validate(spec: SearchSpec, corpora_dir: Path | None) -> Estimate:
     Raises:
         InvalidValue: the corpus is not a file that the operator allows.
     """
-    if isinstance(spec.proxy.corpus, FileCorpus):
+    if isinstance(spec.proxy, CharLM) and isinstance(spec.proxy.corpus, FileCorpus):
         try:
-            size = locate(spec.proxy.corpus, corpora_dir).stat().st_size
-            # A twentieth is held out, and each part must hold at least one sequence and its successor.
-            if size < (needed := 20 * (spec.proxy.context + 1)):
-                raise FieldError(
-                    "path", expected=f"a file of at least {needed} bytes for this context", got=f"{size} bytes"
-                )
+            _check_file(spec.proxy.corpus, spec.proxy.context, corpora_dir)
         except FieldError as error:
             raise InvalidValue("/proxy/corpus", error) from error
     num_trials = spec.budget.num_trials(spec.proxy.train_flops)
@@ -219,6 +214,13 @@ def conclude(session: Session, search: Search) -> None:
     else:
         move_search(session, search, SearchState.COMPLETED, reason)
     leases.release(search)
+
+
+def _check_file(corpus: FileCorpus, context: int, corpora_dir: Path | None) -> None:
+    size = locate(corpus, corpora_dir).stat().st_size
+    # A twentieth is held out, and each part must hold at least one sequence and its successor.
+    if size < (needed := 20 * (context + 1)):
+        raise FieldError("path", expected=f"a file of at least {needed} bytes for this context", got=f"{size} bytes")
 
 
 def _spent(search: Search) -> Reason:

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from einlayers.theta import Theta
 from search.proposals import Proposal
-from search.proxies import CharLM
+from search.proxies.char_lm import CharLM
 from search.spec import Budget, SearchSpec
 from search.states import SearchState
 from search.structure import structure_of

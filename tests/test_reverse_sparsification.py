@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from search.proxies import CharLM
+from search.proxies.char_lm import CharLM
 from workers.workspace import Workspace
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "reverse_sparsification.py"

@@ -6,10 +6,8 @@ dropped: whole files of the standard library, single lines of a user's file.
 
 import hashlib
 import os
-import shutil
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,8 @@ import numpy.typing as npt
 
 from einlayers.errors import FieldError
 from search.corpora import locate
-from search.proxies import CHAR_VOCABULARY, Corpus, FileCorpus
+from search.proxies.char_lm import CHAR_VOCABULARY, Corpus, FileCorpus
+from workers.cache import prepared
 from workers.workspace import Workspace
 
 HELD_OUT_SHARE = 20
@@ -85,22 +84,9 @@ def _cache_dir(workspace: Workspace, name: str, fingerprint: Iterable[str]) -> P
     return workspace.cache_dir / "corpora" / f"{name}-{digest}"
 
 
-def _cached(cache: Path, prepare: Callable[[], dict[str, bytes]]) -> TokenSplit:
-    if not cache.exists():
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        # Prepared aside and renamed: another process sees all of it or nothing; who comes second throws its copy away.
-        draft = Path(tempfile.mkdtemp(prefix=f".{cache.name}-", dir=cache.parent))
-        try:
-            for name, tokens in prepare().items():
-                np.save(draft / f"{name}.npy", np.frombuffer(tokens, dtype=np.uint8))
-            draft.chmod(0o755)
-            draft.rename(cache)
-        except OSError:
-            if not cache.exists():
-                raise
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    return TokenSplit(*(np.load(cache / f"{name}.npy", mmap_mode="r") for name in ("train", "held_out")))
+def _cached(folder: Path, prepare: Callable[[], dict[str, bytes]]) -> TokenSplit:
+    arrays = prepared(folder, lambda: {n: np.frombuffer(tokens, dtype=np.uint8) for n, tokens in prepare().items()})
+    return TokenSplit(arrays["train"], arrays["held_out"])
 
 
 def require_length(split: TokenSplit, context: int) -> None:

@@ -131,11 +131,11 @@ class _Run:
     def _train(self, device: str) -> float:
         spec, proxy = self._spec, proxy_for(self._spec.proxy)
         torch.manual_seed(spec.seed)
-        model = proxy.build(spec).to(device)
+        model = proxy.build(spec.theta, spec.width).to(device)
         training = Training(
             model,
-            param_groups(model, base_lr=spec.proxy.base_lr, base_width=spec.proxy.BASE_WIDTH, width=spec.width),
-            proxy.task(spec, self._workspace, torch.device(device)),
+            param_groups(model, spec.proxy),
+            proxy.task(spec.seed, self._workspace, torch.device(device)),
             num_steps=spec.proxy.num_steps(self._macs),
         )
         self._resume(training)
@@ -172,7 +172,7 @@ class _Run:
         self._next_checkpoint = time.perf_counter() + self._workspace.checkpoint_every
 
     def _record(self, step: int, loss: float) -> None:
-        tokens = step * self._spec.proxy.batch_size * self._spec.proxy.context
+        tokens = step * self._spec.proxy.examples_per_step
         point = Report(step=step, tokens=tokens, train_flops=6.0 * self._macs * tokens, loss=loss)
         self._curve.append(point)
         self._report(point)

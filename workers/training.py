@@ -1,7 +1,7 @@
 """The one training loop: Adam at a constant rate after a short warm-up, scored by the held-out loss of averaged weights."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,6 +157,12 @@ def train(
 def curve_steps(num_steps: int) -> frozenset[int]:
     """The steps at 2**(-k/2) of the budget, k = 0..8, at which the learning curve gets a point."""
     return frozenset(max(1, round(num_steps * 2 ** (-k / 2))) for k in range(9))
+
+
+def mean_loss(loss: Callable[[nn.Module, Batch], Tensor], model: nn.Module, batches: Sequence[Batch]) -> float:
+    """The mean of a loss over all targets of some batches."""
+    losses = [(loss(model, batch).item(), batch[1].numel()) for batch in batches]
+    return math.fsum(loss * count for loss, count in losses) / sum(count for _, count in losses)
 
 
 @torch.no_grad()

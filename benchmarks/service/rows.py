@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import insert
 
-from search.proxies import CharLM
+from search.proxies.char_lm import CharLM
 from search.space import SUBSPACES
 from search.spec import Budget, SearchSpec
 from search.states import AttemptState, SearchState, TrialState

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from search.proxies import FileCorpus
+from search.proxies.char_lm import FileCorpus
 from search.spec import Resources
 from search.trial import Outcome, OutcomeKind, TrialSpec
 from tests.waiting import wait_for

@@ -14,8 +14,8 @@ from einlayers.muon import Muon, from_matrices, matrices, orthogonalise
 from einlayers.optim import param_groups
 from einlayers.theta import NAMED, Theta
 from workers.models.gpt import GPT
+from workers.models.linears import linear_factory
 from workers.proxies.char_lm import next_token_loss
-from workers.transfer import linear_factory
 
 EVERY_AXIS = Theta.of((0.5, 0.25, 0.25, 0.25, 0.5, 0.25, 0.25))
 

@@ -14,9 +14,10 @@ from einlayers.muon import Group, matrices
 from einlayers.optim import param_groups
 from einlayers.scaling import View
 from einlayers.theta import NAMED
+from search.proxies.char_lm import CharLM
 from workers import transfer
-from workers.models.gpt import GPT, dense_linear
-from workers.transfer import linear_factory
+from workers.models.gpt import GPT
+from workers.models.linears import dense_linear, linear_factory
 
 LR = 0.01
 EXACT = 1e-12
@@ -91,8 +92,8 @@ class TestAdam:
         with torch.device("meta"):
             base = gpt(32, 2, dense_linear)
         model = gpt(width, 3, linear_factory(NAMED[name]))
-        ours = param_groups(model, LR, base=base, optimizer="adam", input_lr_mult=transfer.INPUT_LR_MULT)
-        theirs = transfer.param_groups(model, base_lr=LR, base_width=32, width=width)
+        ours = param_groups(model, LR, base=base, optimizer="adam", input_lr_mult=CharLM.INPUT_LR_MULT)
+        theirs = transfer.param_groups(model, CharLM(context=16, depth=3, base_lr=LR))
         assert settings(model, ours) == pytest.approx(settings(model, theirs), rel=EXACT)
         assert settings(model, ours, "weight_decay").keys() == dict(model.named_parameters()).keys()
 

@@ -5,7 +5,7 @@ import pytest
 
 from einlayers.errors import FieldError
 from search.corpora import locate
-from search.proxies import FileCorpus
+from search.proxies.char_lm import FileCorpus
 
 REFUSED = [
     pytest.param("../outside.txt", id="a parent"),

@@ -4,7 +4,7 @@ import pytest
 
 from einlayers.theta import NAMED, Theta
 from search.proposals import PastTrial, Proposal, derive_seed, propose
-from search.proxies import CharLM
+from search.proxies.char_lm import CharLM
 from search.samplers.registry import make_sampler
 from search.space import SUBSPACES
 from search.spec import Budget, Constraints, Random, SamplerSpec, SearchSpec, Space, Tpe

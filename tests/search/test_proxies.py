@@ -10,9 +10,10 @@ from torch import nn
 from einlayers.dims import MAX_WIDTH, resolve
 from einlayers.errors import FieldError
 from einlayers.theta import NAMED, Theta
-from search.proxies import CHAR_VOCABULARY, CharLM, LayerShape
+from search.proxies.base import LayerShape
+from search.proxies.char_lm import CHAR_VOCABULARY, CharLM
 from tests import golden, strategies
-from workers.transfer import linear_factory
+from workers.models.linears import linear_factory
 
 TINY = CharLM(dense_width=8, num_heads=2, depth=1, context=8, batch_size=1, train_flops=1e6)
 
@@ -44,7 +45,7 @@ class TestSettings:
             ("num_heads", 129),
             ("context", 1),
             ("context", 4097),
-            ("batch_size", 4097),
+            ("batch_size", 65_537),
             ("train_flops", 9e5),
             ("train_flops", 1.1e21),
             ("base_lr", 1e-9),
@@ -111,7 +112,7 @@ class TestCost:
         scores_and_values = 2 * proxy.depth * proxy.context * 32
         linears = proxy.depth * (4 * 32 * 32 + 2 * 32 * 128)
         assert proxy.cost(NAMED["dense"], 32).macs == linears + scores_and_values + 96 * 32
-        assert proxy.fixed_macs(32) == scores_and_values + 96 * 32
+        assert proxy.fixed_cost(32).macs == scores_and_values + 96 * 32
 
 
 class TestMatchedWidth:
@@ -176,7 +177,7 @@ class TestNumSteps:
 def _brute_force(proxy: CharLM, theta: Theta) -> int:
     """The best multiple of the heads, up to where attention and head alone cost twice the dense model."""
     target = proxy.cost(NAMED["dense"], proxy.dense_width).macs
-    widths = [w for w in range(proxy.num_heads, 1000, proxy.num_heads) if proxy.fixed_macs(w) <= 2 * target]
+    widths = [w for w in range(proxy.num_heads, 1000, proxy.num_heads) if proxy.fixed_cost(w).macs <= 2 * target]
     assert widths[-1] < 128 * proxy.num_heads
     return min(widths, key=lambda width: (abs(proxy.cost(theta, width).macs - target), width))
 

@@ -6,7 +6,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from einlayers.errors import FieldError
 from einlayers.taxonomy import Taxonomy
-from search.proxies import CharLM, FileCorpus, ModelCost
+from search.proxies.base import ModelCost
+from search.proxies.char_lm import CharLM, FileCorpus
 from search.spec import Budget, Constraints, NoPruner, Objective, Random, Resources, SearchSpec, Space, Tpe
 
 NO_WHOLE_NUMBER = (math.nan, math.inf, -1, 1.5, 2.0, True, None, "2", 2**64)

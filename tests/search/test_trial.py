@@ -5,7 +5,7 @@ import pytest
 
 from einlayers.errors import FieldError
 from einlayers.theta import NAMED
-from search.proxies import CharLM
+from search.proxies.char_lm import CharLM
 from search.trial import Outcome, OutcomeKind, Report, TrialSpec
 
 CURVE = (Report(step=1, tokens=64, train_flops=1e6, loss=4.5), Report(step=2, tokens=128, train_flops=2e6, loss=4.0))

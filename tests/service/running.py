@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from search.proxies import FileCorpus
+from search.proxies.char_lm import FileCorpus
 from search.spec import Budget, Random, SearchSpec
 from search.states import SearchState
 from service import leases, listings, repositories, searches

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select, text
 
 from einlayers.theta import NAMED, Theta
-from search.proxies import CharLM, FileCorpus, StdlibCorpus
+from search.proxies.char_lm import CharLM, FileCorpus, StdlibCorpus
 from search.spec import Budget, Constraints, Random, Resources, SearchSpec, Space, Tpe
 from service.models import Search, Trial
 from tests.rows import SPEC, Rows

@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from einlayers.theta import NAMED
-from search.proxies import FileCorpus
+from search.proxies.char_lm import FileCorpus
 from search.spec import Budget, Random, SearchSpec
 from search.states import AttemptState, TrialState
 from search.trial import TrialSpec

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from einlayers.theta import NAMED
-from search.proxies import CharLM, FileCorpus
+from search.proxies.char_lm import CharLM, FileCorpus
 from search.spec import Budget, SearchSpec, Space
 from search.states import SearchState
 from search.structure import structure_of
@@ -58,7 +58,7 @@ class TestSubmit:
         assert len({rows.search() for _ in range(20)}) == 20
 
     def test_of_a_corpus_that_may_not_be_read_writes_nothing(self, database: Database) -> None:
-        spec = replace(SPEC, proxy=replace(SPEC.proxy, corpus=FileCorpus(path="corpus.txt")))
+        spec = replace(SPEC, proxy=CharLM(corpus=FileCorpus(path="corpus.txt")))
         with pytest.raises(InvalidValue), database.write() as session:
             searches.submit(session, spec, None)
         assert contents(database)["searches"] == []

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from einlayers.theta import NAMED
-from search.proxies import CharLM, FileCorpus
+from search.proxies.char_lm import CharLM, FileCorpus
 from search.trial import TrialSpec
 
 MICRO = CharLM(

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from einlayers.errors import FieldError
-from search.proxies import FileCorpus
+from search.proxies.char_lm import CharLM, FileCorpus
 from search.trial import TrialSpec
+from tests.contracts.proxy import ProxyContract
 from tests.workers.specs import MICRO, micro_trial
 from workers.proxies.char_lm import EVALUATION_TOKENS, next_token_loss
 from workers.proxies.registry import proxy_for
@@ -60,7 +61,7 @@ def write(workspace: Workspace, text: str) -> FileCorpus:
 
 
 def task_of(spec: TrialSpec, workspace: Workspace) -> Task:
-    return proxy_for(spec.proxy).task(spec, workspace, torch.device("cpu"))
+    return proxy_for(spec.proxy).task(spec.seed, workspace, torch.device("cpu"))
 
 
 def trained_on(task: Task, num_batches: int) -> Iterator[str]:
@@ -75,6 +76,12 @@ def text(workspace: Workspace) -> str:
     """What lies in ``corpus.txt``."""
     assert workspace.corpora_dir
     return (workspace.corpora_dir / "corpus.txt").read_text()
+
+
+class TestCharLM(ProxyContract):
+    @pytest.fixture
+    def settings(self) -> CharLM:
+        return replace(MICRO, depth=2)
 
 
 class TestTraining:
@@ -164,9 +171,6 @@ class TestTask:
     def test_is_not_known_for_settings_of_another_kind(self) -> None:
         with pytest.raises(KeyError):
             proxy_for(object())  # type: ignore[arg-type]  # the point of the test
-
-    def test_is_known_for_every_setting_of_its_own_kind(self) -> None:
-        assert proxy_for(MICRO) is proxy_for(replace(MICRO, depth=3))
 
 
 @cache

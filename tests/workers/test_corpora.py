@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from einlayers.errors import FieldError
-from search.proxies import CHAR_VOCABULARY, Corpus, FileCorpus, StdlibCorpus
+from search.proxies.char_lm import CHAR_VOCABULARY, Corpus, FileCorpus, StdlibCorpus
 from workers.corpora import TokenSplit, load_tokens, require_length
 from workers.workspace import Workspace
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from einlayers.theta import NAMED
-from search.proxies import CharLM, FileCorpus
+from search.proxies.char_lm import CharLM, FileCorpus
 from search.trial import Outcome, OutcomeKind, Report, TrialSpec
 from tests.workers.specs import micro_trial
 from workers.evaluate import evaluate
@@ -101,7 +101,7 @@ class TestBudget:
         spec = micro_trial(name)
         outcome = evaluate(spec, workspace)
         last = outcome.curve[-1]
-        step = 6 * spec.proxy.cost(spec.theta, spec.width).macs * spec.proxy.batch_size * spec.proxy.context
+        step = 6 * spec.proxy.cost(spec.theta, spec.width).macs * spec.proxy.examples_per_step
         assert abs(last.step * step - spec.proxy.train_flops) <= step
         assert last.train_flops == pytest.approx(last.step * step, rel=1e-12)
 
@@ -347,11 +347,11 @@ def second_loop(spec: TrialSpec, workspace: Workspace) -> float:
     proxy = proxy_for(spec.proxy)
     with torch.random.fork_rng():
         torch.manual_seed(spec.seed)
-        model = proxy.build(spec)
-    task = proxy.task(spec, workspace, torch.device("cpu"))
+        model = proxy.build(spec.theta, spec.width)
+    task = proxy.task(spec.seed, workspace, torch.device("cpu"))
     macs = spec.proxy.cost(spec.theta, spec.width).macs
     num_steps = round(spec.proxy.train_flops / (6 * macs * 4 * 16))
-    groups = param_groups(model, base_lr=5e-3, base_width=32, width=spec.width)
+    groups = param_groups(model, spec.proxy)
     optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95), foreach=False, fused=False)
     final = [group["lr"] for group in optimiser.param_groups]
     averages = [torch.zeros_like(parameter) for parameter in model.parameters()]

@@ -12,24 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from einlayers.attention import Attention, LinearFactory
 from einlayers.linear import EinsumLinear
 from einlayers.theta import NAMED
-from search.proxies import CharLM
-from search.trial import TrialSpec
-from workers.models.gpt import GPT, Block, dense_linear
+from search.proxies.char_lm import CharLM
+from workers.models.gpt import GPT, Block
+from workers.models.linears import dense_linear, linear_factory
 from workers.proxies.char_lm import CharLMProxy
-from workers.transfer import linear_factory
 
 TOLERANCE = 1e-10
 """Between float64 arithmetic in torch's order and in that of plain loops."""
-
-FLOPS_PER_MAC = 2
-BEYOND_MULTIPLYING_OUT = 576
-"""A width at which every layer is contracted factor by factor, so that what runs is what is counted."""
 
 Array = npt.NDArray[np.float64]
 
@@ -45,31 +38,6 @@ def small_gpt(linear: LinearFactory = dense_linear, *, depth: int = 2) -> GPT:
 
 def tokens_of(*shape: int, seed: int = 0, vocabulary: int = 11) -> Tensor:
     return torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def spec_of(name: str, *, width: int, proxy: CharLM | None = None) -> TrialSpec:
-    return TrialSpec(theta=NAMED[name], proxy=proxy or CharLM(), width=width, seed=0)
-
-
-class TestCost:
-    @pytest.mark.parametrize("width", [24, BEYOND_MULTIPLYING_OUT])
-    @pytest.mark.parametrize("name", NAMED)
-    def test_counts_the_parameters_that_are_there(self, name: str, width: int) -> None:
-        spec = spec_of(name, width=width)
-        model = CharLMProxy().build(spec)
-        assert sum(p.numel() for p in model.parameters()) == spec.proxy.cost(spec.theta, width).params
-
-    @pytest.mark.parametrize("name", NAMED)
-    def test_counts_the_multiplications_that_torch_counts(self, name: str) -> None:
-        spec = spec_of(name, width=BEYOND_MULTIPLYING_OUT)
-        model = CharLMProxy().build(spec)
-        # Few tokens, for which no structure is worth multiplying out, which is faster and more multiplications.
-        tokens_BT = tokens_of(1, spec.proxy.context)
-        # The counter knows attention by its two products; causality halves nothing there, as in the papers.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(tokens_BT)
-        macs = counter.get_total_flops() / FLOPS_PER_MAC / tokens_BT.numel()
-        assert macs == spec.proxy.cost(spec.theta, spec.width).macs
 
 
 class TestForward:
@@ -103,7 +71,7 @@ class TestStart:
     def test_knows_nothing_and_says_so(self, name: str) -> None:
         torch.manual_seed(0)
         proxy = CharLM()
-        model = CharLMProxy().build(spec_of(name, width=24))
+        model = CharLMProxy(CharLM()).build(NAMED[name], 24)
         tokens_BT = tokens_of(2, proxy.context + 1, vocabulary=96)
         logits_BTV = model(tokens_BT[:, :-1])
         assert logits_BTV.shape == (2, proxy.context, 96)
@@ -114,7 +82,7 @@ class TestStart:
     @pytest.mark.parametrize("name", NAMED)
     def test_lets_the_embeddings_through_unchanged(self, name: str) -> None:
         torch.manual_seed(0)
-        model = CharLMProxy().build(spec_of(name, width=24))
+        model = CharLMProxy(CharLM()).build(NAMED[name], 24)
         assert isinstance(model, GPT)
         tokens_BT = tokens_of(2, 64, vocabulary=96)
         embedded_BTD = model.token_embedding(tokens_BT) + model.position_embedding(torch.arange(64))
@@ -161,21 +129,13 @@ class TestLinears:
             (48, 12, True): depth,
         }
 
-    @pytest.mark.parametrize("name", [name for name in NAMED if name != "dense"])
-    def test_have_the_structure_of_the_trial(self, name: str) -> None:
-        model = CharLMProxy().build(spec_of(name, width=24))
-        linears = [module for module in model.modules() if isinstance(module, (nn.Linear, EinsumLinear))]
-        structured = [linear for linear in linears if isinstance(linear, EinsumLinear)]
-        assert len(linears) == len(structured) + 1 == 2 * 6 + 1
-        assert {linear.theta for linear in structured} == {NAMED[name]}
-
     def test_have_no_bias_anywhere(self) -> None:
         for name in NAMED:
-            model = CharLMProxy().build(spec_of(name, width=24))
+            model = CharLMProxy(CharLM()).build(NAMED[name], 24)
             assert not [key for key, _ in model.named_parameters() if "bias" in key]
 
     def test_are_plain_matrices_where_the_structure_is_dense(self) -> None:
-        model = CharLMProxy().build(spec_of("dense", width=24))
+        model = CharLMProxy(CharLM()).build(NAMED["dense"], 24)
         assert not [module for module in model.modules() if isinstance(module, EinsumLinear)]
 
 

@@ -10,12 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from einlayers.linear import EinsumLinear
+from einlayers import optim
 from einlayers.theta import NAMED
+from search.proxies.char_lm import CharLM
+from search.proxies.regression import Regression
 from workers.models.gpt import GPT
-from workers.transfer import INPUT_LR_MULT, linear_factory, param_groups
+from workers.models.linears import linear_factory
+from workers.proxies.registry import proxy_for
+from workers.transfer import param_groups
 
-BASE_LR, BASE_WIDTH = 5e-3, 32
+BASE_LR = 5e-3
 
 WIDTHS = (32, 64, 128, 256)
 NUM_STEPS = 8
@@ -29,8 +33,8 @@ def gpt_of(name: str, width: int) -> GPT:
     return GPT(vocabulary=96, context=16, width=width, depth=2, num_heads=4, linear=linear_factory(NAMED[name]))
 
 
-def mup(model: nn.Module, width: int) -> Groups:
-    return param_groups(model, base_lr=BASE_LR, base_width=BASE_WIDTH, width=width)
+def mup(model: nn.Module, base_lr: float = BASE_LR) -> Groups:
+    return param_groups(model, CharLM(context=16, depth=2, base_lr=base_lr))
 
 
 def rates(model: nn.Module, groups: Groups) -> dict[str, float]:
@@ -77,46 +81,43 @@ class TestRates:
             layers |= {f"attention.{which}": expected.attention for which in ("query", "key", "value", "output")}
             for layer, lrs in layers.items():
                 by_hand |= {f"{block}.{layer}.{factor}": lr for factor, lr in zip(factors, lrs, strict=True)}
-        found = rates(model, mup(model, width))
+        found = rates(model, mup(model))
         assert {key: found[key] for key in by_hand} == pytest.approx(by_hand, rel=1e-12)
         # Embeddings and gains, the rest of the parameters, keep one rate at every width.
         assert {lr for key, lr in found.items() if key not in by_hand} == {4 * BASE_LR}
         assert all("embedding" in key or "norm" in key for key in found.keys() - by_hand.keys())
 
     def test_do_not_depend_on_the_width_of_a_structured_layer_but_on_its_fans(self) -> None:
-        layers = nn.ModuleList(EinsumLinear(width, width, NAMED["low-rank"], bias=False) for width in (100, 110))
-        small, large = (mup(layer, layer.dims.d_in) for layer in layers if isinstance(layer, EinsumLinear))
+        small, large = (rates(model, mup(model)) for model in (gpt_of("low-rank", 100), gpt_of("low-rank", 108)))
         # Both have rank 10: the factor that widens from 10 has one rate, the other one goes with the width.
-        assert small[1]["lr"] == pytest.approx(large[1]["lr"])
-        assert small[0]["lr"] == pytest.approx(1.1 * large[0]["lr"])  # type: ignore[operator]  # Adam's own format
+        query = "blocks.0.attention.query"
+        assert small[f"{query}.B"] == pytest.approx(large[f"{query}.B"])
+        assert small[f"{query}.A"] == pytest.approx(1.08 * large[f"{query}.A"])
 
-    def test_go_with_the_tuned_rate_and_its_width(self) -> None:
+    def test_go_with_the_tuned_rate(self) -> None:
         model = gpt_of("btt", 64)
-        once = rates(model, mup(model, 64))
-        twice = rates(model, param_groups(model, base_lr=2 * BASE_LR, base_width=BASE_WIDTH, width=64))
+        once, twice = rates(model, mup(model)), rates(model, mup(model, 2 * BASE_LR))
         assert twice == pytest.approx({key: 2 * lr for key, lr in once.items()})
-        wider = rates(model, param_groups(model, base_lr=BASE_LR, base_width=2 * BASE_WIDTH, width=64))
-        tables = {key for key in once if "embedding" in key or "norm" in key}
-        assert wider == pytest.approx({key: lr if key in tables else 2 * lr for key, lr in once.items()})
+
+    def test_of_what_reads_the_inputs_and_of_biases_are_one_at_every_width(self) -> None:
+        for width in (16, 100):
+            settings = Regression(base_lr=BASE_LR)
+            model = proxy_for(settings).build(NAMED["btt"], width)
+            found = rates(model, param_groups(model, settings))
+            assert [found[key] for key in ("input.weight", "input.bias", "norm.weight")] == [BASE_LR] * 3
+            assert found["head.weight"] == pytest.approx(BASE_LR * Regression.BASE_WIDTH / width)
 
 
 class TestGroups:
-    def test_hold_biases_too(self) -> None:
-        model = nn.Sequential(nn.Linear(8, 8), EinsumLinear(8, 8, NAMED["btt"]))
-        groups = param_groups(model, base_lr=0.01, base_width=4, width=8)
-        rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
-        assert rates.keys() == {id(parameter) for parameter in model.parameters()}
-        assert [rates[id(layer.bias)] for layer in model] == [INPUT_LR_MULT * 0.01] * 2
-
     @pytest.mark.parametrize("name", NAMED)
     def test_hold_every_parameter_exactly_once(self, name: str) -> None:
         model = gpt_of(name, 64)
-        grouped = [id(parameter) for group in mup(model, 64) for parameter in group["params"]]  # type: ignore[attr-defined]  # Adam's own format
+        grouped = [id(parameter) for group in mup(model) for parameter in group["params"]]  # type: ignore[attr-defined]  # Adam's own format
         assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
 
     @pytest.mark.parametrize("name", NAMED)
     def test_are_one_for_each_rate(self, name: str) -> None:
-        groups = mup(gpt_of(name, 64), 64)
+        groups = mup(gpt_of(name, 64))
         assert len({group["lr"] for group in groups}) == len(groups)
         assert all(group["params"] for group in groups)
 
@@ -130,26 +131,26 @@ class TestCoordinates:
 
     @pytest.mark.parametrize("name", ["dense", "monarch"])
     def test_move_farther_in_wider_models_where_all_parameters_have_one_rate(self, name: str) -> None:
-        assert spread(name, lambda model, _: [{"params": list(model.parameters()), "lr": BASE_LR}]) > STEEP
+        assert spread(name, lambda model: [{"params": list(model.parameters()), "lr": BASE_LR}]) > STEEP
 
     @pytest.mark.parametrize("name", ["dense", "monarch"])
     def test_move_farther_in_wider_models_where_rates_ignore_the_width(self, name: str) -> None:
-        assert spread(name, lambda model, _: mup(model, BASE_WIDTH)) > STEEP
+        assert spread(name, lambda model: optim.param_groups(model, BASE_LR)) > STEEP
 
 
-def spread(name: str, groups_of: Callable[[nn.Module, int], Groups]) -> float:
+def spread(name: str, groups_of: Callable[[nn.Module], Groups]) -> float:
     changes = [sum(change(name, width, groups_of, seed) for seed in (0, 1)) for width in WIDTHS]
     return max(changes) / min(changes)
 
 
-def change(name: str, width: int, groups_of: Callable[[nn.Module, int], Groups], seed: int) -> float:
+def change(name: str, width: int, groups_of: Callable[[nn.Module], Groups], seed: int) -> float:
     """The rms change of the features, over ``NUM_STEPS`` steps on one batch."""
     torch.manual_seed(seed)
     model = gpt_of(name, width)
     tokens_BT = torch.randint(96, (8, 17), generator=torch.Generator().manual_seed(seed))
     features: list[Tensor] = []
     model.norm.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].detach()))
-    optimiser = torch.optim.Adam(groups_of(model, width), betas=(0.9, 0.95))
+    optimiser = torch.optim.Adam(groups_of(model), betas=(0.9, 0.95))
     for _ in range(NUM_STEPS):
         optimiser.zero_grad()
         loss = F.cross_entropy(model(tokens_BT[:, :-1]).flatten(0, 1), tokens_BT[:, 1:].flatten())

@@ -11,23 +11,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from einlayers.attention import Attention, LinearFactory
-from einlayers.scaling import dense_init_std
-
-
-def dense_linear(d_in: int, d_out: int, *, zero_init: bool = False) -> nn.Linear:
-    """One matrix at muP's initial scale, or zero."""
-    layer = nn.Linear(d_in, d_out, bias=False)
-    nn.init.zeros_(layer.weight) if zero_init else nn.init.normal_(layer.weight, std=dense_init_std(d_in, d_out))
-    return layer
+from workers.models.linears import dense_linear
 
 
 class Block(nn.Module):
     """Attention, then a feed-forward layer of four times the width, each added to the residual stream."""
 
-    def __init__(self, width: int, num_heads: int, linear: LinearFactory) -> None:
+    def __init__(self, width: int, num_heads: int, linear: LinearFactory, *, causal: bool = True) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width, bias=False)
-        self.attention = Attention(width, num_heads, linear)
+        self.attention = Attention(width, num_heads, linear, causal=causal)
         self.feed_forward_norm = nn.LayerNorm(width, bias=False)
         self.up = linear(width, 4 * width)
         self.down = linear(4 * width, width, zero_init=True)

@@ -11,43 +11,45 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from search.proxies import CHAR_VOCABULARY
-from search.trial import TrialSpec
+from einlayers.theta import Theta
+from search.proxies.char_lm import CHAR_VOCABULARY, CharLM
 from workers.corpora import load_tokens, require_length
 from workers.models.gpt import GPT
-from workers.training import Batch, Task
-from workers.transfer import linear_factory
+from workers.models.linears import linear_factory
+from workers.proxies.base import Proxy
+from workers.training import Batch, Task, mean_loss
 from workers.workspace import Workspace
 
 EVALUATION_TOKENS = 16_384
 """How many held-out tokens score a model: the same ones, evenly spread, for every trial."""
 
 
-class CharLMProxy:
+class CharLMProxy(Proxy[CharLM]):
     """Trains a GPT on random windows of the training text; evaluates it on fixed windows of the held-out text."""
 
-    def build(self, spec: TrialSpec) -> nn.Module:
-        """The GPT of ``spec``; see ``Proxy.build``."""
+    def build(self, theta: Theta, width: int) -> nn.Module:
+        """A GPT; see ``Proxy.build``."""
         return GPT(
             vocabulary=len(CHAR_VOCABULARY),
-            context=spec.proxy.context,
-            width=spec.width,
-            depth=spec.proxy.depth,
-            num_heads=spec.proxy.num_heads,
-            linear=linear_factory(spec.theta),
+            context=self.settings.context,
+            width=width,
+            depth=self.settings.depth,
+            num_heads=self.settings.num_heads,
+            linear=linear_factory(theta),
         )
 
-    def task(self, spec: TrialSpec, workspace: Workspace, device: torch.device) -> Task:
+    def task(self, seed: int, workspace: Workspace, device: torch.device) -> Task:
         """Windows of the corpus; see ``Proxy.task``."""
-        split = load_tokens(spec.proxy.corpus, workspace)
-        require_length(split, spec.proxy.context)
-        held_out = list(_held_out_batches(split.held_out, spec, device))
-        generator = np.random.default_rng(spec.seed)
+        context = self.settings.context
+        split = load_tokens(self.settings.corpus, workspace)
+        require_length(split, context)
+        held_out = list(_held_out_batches(split.held_out, context, device))
+        generator = np.random.default_rng(seed)
         return Task(
-            batches=_random_batches(split.train, spec, generator, device),
+            batches=_random_batches(split.train, self.settings, generator, device),
             generator=generator,
             loss=next_token_loss,
-            held_out_loss=lambda model: _mean_loss(model, held_out),
+            held_out_loss=lambda model: mean_loss(next_token_loss, model, held_out),
             uninformed_loss=math.log(len(CHAR_VOCABULARY)),
         )
 
@@ -59,15 +61,14 @@ def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _random_batches(
-    tokens: npt.NDArray[np.uint8], spec: TrialSpec, generator: np.random.Generator, device: torch.device
+    tokens: npt.NDArray[np.uint8], settings: CharLM, generator: np.random.Generator, device: torch.device
 ) -> Iterator[Batch]:
     while True:
-        starts = generator.integers(0, len(tokens) - spec.proxy.context, size=spec.proxy.batch_size)
-        yield _windows(tokens, starts, spec.proxy.context, device)
+        starts = generator.integers(0, len(tokens) - settings.context, size=settings.batch_size)
+        yield _windows(tokens, starts, settings.context, device)
 
 
-def _held_out_batches(tokens: npt.NDArray[np.uint8], spec: TrialSpec, device: torch.device) -> Iterator[Batch]:
-    context = spec.proxy.context
+def _held_out_batches(tokens: npt.NDArray[np.uint8], context: int, device: torch.device) -> Iterator[Batch]:
     num_windows = max(1, EVALUATION_TOKENS // context)
     starts = np.linspace(0, len(tokens) - context - 1, num_windows).astype(np.int64)
     per_batch = max(1, 4096 // context)
@@ -79,8 +80,3 @@ def _windows(tokens: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], conte
     window_BT = tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64)
     batch = torch.from_numpy(window_BT).to(device)
     return batch[:, :-1], batch[:, 1:]
-
-
-def _mean_loss(model: nn.Module, batches: list[Batch]) -> float:
-    losses = [(next_token_loss(model, batch).item(), batch[1].numel()) for batch in batches]
-    return math.fsum(loss * count for loss, count in losses) / sum(count for _, count in losses)

@@ -1,0 +1,73 @@
+"""The vision transformer on paper: patches of an image, attention among all of them, one class."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from einlayers.errors import FieldError
+from search.checks import Number, Whole, check_whole
+from search.proxies.base import NAMED_BY_KIND, LayerShape, ModelCost, ProxySettings
+from search.proxies.images import Digits, Images
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageViT(ProxySettings):
+    """A vision transformer that classifies images (2406.06248, section 5); an example is an image of several patches."""
+
+    kind: Literal["image_vit"] = "image_vit"
+    dense_width: Whole = 24
+    depth: Whole = 3
+    num_heads: Whole = 4
+    patch_size: Whole = 2
+    batch_size: Whole = 16
+    train_flops: Number = 1e11
+    base_lr: Number = 8e-3
+    images: Images = field(default_factory=Digits)
+
+    BASE_WIDTH: ClassVar[int] = 32
+    INPUT_LR_MULT: ClassVar[float] = 4.0
+
+    __pydantic_config__: ClassVar = NAMED_BY_KIND
+
+    def __post_init__(self) -> None:
+        check_whole("num_heads", self.num_heads, 1, 128)
+        ProxySettings.__post_init__(self)
+        check_whole("patch_size", self.patch_size, 1, self.images.SIZE)
+        if self.images.SIZE % self.patch_size:
+            raise FieldError("patch_size", expected=f"a divisor of {self.images.SIZE}", got=self.patch_size)
+
+    @property
+    def width_step(self) -> int:
+        """Every head has the same width."""
+        return self.num_heads
+
+    @property
+    def examples_per_step(self) -> int:
+        """Images: a batch."""
+        return self.batch_size
+
+    @property
+    def passes_per_example(self) -> int:
+        """The patches of an image."""
+        return (self.images.SIZE // self.patch_size) ** 2
+
+    @property
+    def patch_inputs(self) -> int:
+        """The numbers in a patch."""
+        return self.patch_size**2 * self.images.CHANNELS
+
+    def layers(self, width: int) -> tuple[LayerShape, ...]:
+        """The replaceable layers of the model: attention's q, k, v and output, and the two of the feed-forward block."""
+        return (
+            LayerShape(name="attention", d_in=width, d_out=width, count=4 * self.depth),
+            LayerShape(name="up", d_in=width, d_out=4 * width, count=self.depth),
+            LayerShape(name="down", d_in=4 * width, d_out=width, count=self.depth),
+        )
+
+    def fixed_cost(self, width: int) -> ModelCost:
+        """The layers that read the patches, with a bias, and make the logits, positions, norms, and attention."""
+        patches, classes = self.passes_per_example, self.images.NUM_CLASSES
+        norms = self.depth * (2 * width + 2 * (width // self.num_heads)) + width
+        return ModelCost(
+            params=(self.patch_inputs + 1 + patches + classes) * width + norms,
+            macs=patches * (self.patch_inputs + 2 * patches * self.depth) * width + classes * width,
+        )

@@ -1,0 +1,38 @@
+"""The next-pixel model on paper: a small GPT that reads images pixel by pixel."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from search.checks import Number, Whole
+from search.proxies.base import NAMED_BY_KIND
+from search.proxies.images import Digits, Images
+from search.proxies.transformer import TransformerSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextPixel(TransformerSettings):
+    """A small GPT on the pixels of images, row by row (2410.02117, section 5). See ``TransformerSettings``."""
+
+    kind: Literal["next_pixel"] = "next_pixel"
+    dense_width: Whole = 24
+    depth: Whole = 2
+    num_heads: Whole = 4
+    batch_size: Whole = 8
+    train_flops: Number = 1e11
+    base_lr: Number = 5e-3
+    images: Images = field(default_factory=Digits)
+
+    BASE_WIDTH: ClassVar[int] = 32
+    INPUT_LR_MULT: ClassVar[float] = 4.0
+
+    __pydantic_config__: ClassVar = NAMED_BY_KIND
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The levels of a pixel, and the token before the first one."""
+        return self.images.LEVELS + 1
+
+    @property
+    def num_positions(self) -> int:
+        """The pixels of an image."""
+        return self.images.SIZE**2 * self.images.CHANNELS

@@ -1,0 +1,50 @@
+"""Regression on a random teacher, on paper: a residual MLP that learns a function of Gaussian inputs, without noise."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from search.checks import Number, Whole, check_whole
+from search.proxies.base import NAMED_BY_KIND
+from search.proxies.mlp import MLPSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regression(MLPSettings):
+    """A residual MLP fitted to a random ReLU network (2410.02117, section 5, synthetic regression); an example is a row.
+
+    The teacher has ``teacher_depth`` linear layers of width ``teacher_width``, drawn from ``teacher_seed``, and its output
+    is standardised: a model that knows nothing has a loss of 1. See ``ProxySettings``.
+    """
+
+    kind: Literal["regression"] = "regression"
+    dense_width: Whole = 24
+    depth: Whole = 3
+    inputs: Whole = 8
+    teacher_width: Whole = 256
+    teacher_depth: Whole = 5
+    teacher_seed: Whole = 42
+    batch_size: Whole = 256
+    train_flops: Number = 1e11
+    base_lr: Number = 5e-3
+
+    BASE_WIDTH: ClassVar[int] = 64
+    INPUT_LR_MULT: ClassVar[float] = 1.0
+
+    __pydantic_config__: ClassVar = NAMED_BY_KIND
+
+    def __post_init__(self) -> None:
+        MLPSettings.__post_init__(self)
+        check_whole("inputs", self.inputs, 1, 64)
+        check_whole("teacher_width", self.teacher_width, 1, 4096)
+        check_whole("teacher_depth", self.teacher_depth, 2, 32)
+        check_whole("teacher_seed", self.teacher_seed, 0, 2**63 - 1)
+
+    @property
+    def num_inputs(self) -> int:
+        """Those of the teacher."""
+        return self.inputs
+
+    @property
+    def num_outputs(self) -> int:
+        """The one of the teacher."""
+        return 1

@@ -1,0 +1,57 @@
+"""What the proxies that train a small GPT have in common on paper: its layers and its cost."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from search.checks import Whole, check_whole
+from search.proxies.base import LayerShape, ModelCost, ProxySettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformerSettings(ProxySettings):
+    """A GPT that predicts the next token; an example is a token, and attention is counted in its MACs."""
+
+    num_heads: Whole
+
+    def __post_init__(self) -> None:
+        check_whole("num_heads", self.num_heads, 1, 128)
+        ProxySettings.__post_init__(self)
+
+    @property
+    @abstractmethod
+    def vocabulary_size(self) -> int:
+        """How many different tokens there are."""
+
+    @property
+    @abstractmethod
+    def num_positions(self) -> int:
+        """How many tokens a sequence has."""
+
+    @property
+    def width_step(self) -> int:
+        """Every head has the same width."""
+        return self.num_heads
+
+    @property
+    def examples_per_step(self) -> int:
+        """Tokens: a batch of sequences."""
+        return self.batch_size * self.num_positions
+
+    def layers(self, width: int) -> tuple[LayerShape, ...]:
+        """The replaceable layers of the model: attention's q, k, v and output, and the two of the feed-forward block."""
+        return (
+            LayerShape(name="attention", d_in=width, d_out=width, count=4 * self.depth),
+            LayerShape(name="up", d_in=width, d_out=4 * width, count=self.depth),
+            LayerShape(name="down", d_in=4 * width, d_out=width, count=self.depth),
+        )
+
+    def fixed_cost(self, width: int) -> ModelCost:
+        """Embeddings, norms, the dense head, and attention's scores and values.
+
+        Attention is 2 T d a token and block, without halving for causality, as the papers count.
+        """
+        norms = self.depth * (2 * width + 2 * (width // self.num_heads)) + width
+        return ModelCost(
+            params=(2 * self.vocabulary_size + self.num_positions) * width + norms,
+            macs=(2 * self.num_positions * self.depth + self.vocabulary_size) * width,
+        )

@@ -1,0 +1,26 @@
+"""The linear layers of a proxy's model: dense ones at muP's initial scale, and the factory of a structure."""
+
+from torch import nn
+
+from einlayers.attention import LinearFactory
+from einlayers.linear import EinsumLinear
+from einlayers.scaling import dense_init_std
+from einlayers.theta import Theta
+
+
+def dense_linear(d_in: int, d_out: int, *, zero_init: bool = False) -> nn.Linear:
+    """One matrix at muP's initial scale, or zero."""
+    layer = nn.Linear(d_in, d_out, bias=False)
+    nn.init.zeros_(layer.weight) if zero_init else nn.init.normal_(layer.weight, std=dense_init_std(d_in, d_out))
+    return layer
+
+
+def linear_factory(theta: Theta) -> LinearFactory:
+    """The factory of layers of structure ``theta``: one matrix where that is dense, two factors elsewhere."""
+    if theta.is_dense:
+        return dense_linear
+
+    def structured(d_in: int, d_out: int, *, zero_init: bool = False) -> nn.Module:
+        return EinsumLinear(d_in, d_out, theta, bias=False, zero_init=zero_init)
+
+    return structured

@@ -1,0 +1,68 @@
+"""The regression proxy: the squared error against a random teacher (2410.02117, section 5)."""
+
+# B batch, I inputs
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from einlayers.theta import NAMED, Theta
+from search.proxies.regression import Regression
+from workers.models.linears import linear_factory
+from workers.models.mlp import MLP
+from workers.proxies.base import Proxy
+from workers.teachers import POOL_ROWS, Rows, Teacher, TeacherRows, load_rows
+from workers.training import Batch, Task, mean_loss
+from workers.workspace import Workspace
+
+
+class RegressionProxy(Proxy[Regression]):
+    """Trains a residual MLP on a teacher's rows; evaluates it on rows that are the same for every trial."""
+
+    def build(self, theta: Theta, width: int) -> nn.Module:
+        """A residual MLP; see ``Proxy.build``."""
+        settings = self.settings
+        return MLP(inputs=settings.inputs, outputs=1, width=width, depth=settings.depth, linear=linear_factory(theta))
+
+    def task(self, seed: int, workspace: Workspace, device: torch.device) -> Task:
+        """Rows of the teacher; see ``Proxy.task``."""
+        rows = load_rows(self.settings, workspace)
+        held_out = [_batch(rows.held_out, device)]
+        generator = np.random.default_rng(seed)
+        return Task(
+            batches=(self._from_pool if self._is_pool_enough() else self._fresh)(rows, generator, device),
+            generator=generator,
+            loss=squared_error,
+            held_out_loss=lambda model: mean_loss(squared_error, model, held_out),
+            uninformed_loss=1.0,
+        )
+
+    def _is_pool_enough(self) -> bool:
+        # The same for all structures, by what dense needs, so that none of them trains on better data than the others.
+        dense = self.settings.cost(NAMED["dense"], self.settings.dense_width)
+        return self.settings.num_steps(dense.macs) * self.settings.batch_size <= POOL_ROWS
+
+    def _from_pool(self, rows: TeacherRows, generator: np.random.Generator, device: torch.device) -> Iterator[Batch]:
+        while True:
+            yield _batch(rows.train[generator.integers(0, len(rows.train), size=self.settings.batch_size)], device)
+
+    def _fresh(self, rows: TeacherRows, generator: np.random.Generator, device: torch.device) -> Iterator[Batch]:
+        teacher = Teacher(self.settings, device)
+        shape = (self.settings.batch_size, self.settings.inputs)
+        while True:
+            inputs_BI = torch.from_numpy(generator.standard_normal(shape, dtype=np.float32)).to(device)
+            yield inputs_BI, (teacher(inputs_BI) - rows.mean) / rows.sd
+
+
+def squared_error(model: nn.Module, batch: Batch) -> Tensor:
+    """The mean squared error of a batch ``(inputs_BI, targets_B1)``."""
+    inputs_BI, targets_B1 = batch
+    return F.mse_loss(model(inputs_BI), targets_B1)
+
+
+def _batch(rows: Rows, device: torch.device) -> Batch:
+    rows_BI = torch.from_numpy(np.array(rows)).to(device)
+    return rows_BI[:, :-1], rows_BI[:, -1:]
