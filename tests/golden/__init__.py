@@ -454,6 +454,66 @@ def monarch_as_btt() -> MonarchAsBtt:
     return MonarchAsBtt(d=row["d"], num_blocks=row["k"], axes=_axes(row["dims"]), params=row["params"])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputeMultiplier:
+    """Two power laws without an irreducible loss, as (scale, exponent), and the ratio of the compute for a loss."""
+
+    dense: tuple[float, float]
+    structured: tuple[float, float]
+    loss: float
+    dense_compute: float
+    structured_compute: float
+    multiplier: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputeOptimum:
+    """The constants of a published law of both sizes, and where it is lowest at a compute of 6 N D."""
+
+    irreducible: float
+    params_scale: float
+    params_exponent: float
+    data_scale: float
+    data_exponent: float
+    compute: float
+    params: float
+    data: float
+    loss: float
+
+
+def compute_multipliers() -> list[ComputeMultiplier]:
+    """The entry "scaling"."""
+    return [
+        ComputeMultiplier(
+            dense=(row["dense"]["c"], row["dense"]["exponent"]),
+            structured=(row["struct"]["c"], row["struct"]["exponent"]),
+            loss=row["loss"],
+            dense_compute=row["C_dense"],
+            structured_compute=row["C_struct"],
+            multiplier=row["multiplier"],
+        )
+        for row in _rows("scaling")
+    ]
+
+
+def compute_optima() -> list[ComputeOptimum]:
+    """The entry "chinchilla"."""
+    return [
+        ComputeOptimum(
+            irreducible=row["E"],
+            params_scale=row["A"],
+            params_exponent=row["alpha"],
+            data_scale=row["B"],
+            data_exponent=row["beta"],
+            compute=row["C"],
+            params=row["N_opt"],
+            data=row["D_opt"],
+            loss=row["L_opt"],
+        )
+        for row in _rows("chinchilla")
+    ]
+
+
 _UNRECORDED = {
     "btt2": "(0.33|0|0.67|0|0.67|0.33|0)",
     "btt3": "(0.25|0|0.75|0|0.75|0.25|0)",

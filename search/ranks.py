@@ -1,0 +1,140 @@
+"""How well two rankings of the same structures agree, and how sure that is: rank correlations with bootstrap intervals.
+
+Losses come as a matrix ``(structures, replicates)``: every structure trained equally often, each replicate from a seed of
+its own. What is reported is for one replicate against another, because that is what a search with one replicate sees.
+"""
+
+# S structures, R replicates, N draws of the bootstrap
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import rankdata
+
+from einlayers.errors import FieldError
+
+Losses = npt.NDArray[np.float64]
+
+_LEVEL = 0.95
+_NUM_DRAWS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A number and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How well the replicates of the same structures agree: rank correlations between two of them, on average over all
+    pairs (with an interval over structures) and in the worst pair."""
+
+    spearman: Estimate
+    lowest_spearman: float
+    kendall: Estimate
+    num_structures: int
+    num_replicates: int
+
+
+def spearman(first: Losses, second: Losses) -> float:
+    """Spearman's rank correlation of two lists; ties share their ranks, and a list without order agrees with nothing.
+
+    Raises:
+        FieldError: the lists are of different lengths, or shorter than 2.
+    """
+    return float(_spearman_matrix(_side_by_side(first, second))[0, 1])
+
+
+def kendall(first: Losses, second: Losses) -> float:
+    """Kendall's tau-b of two lists: of their pairs, the share that both order alike, less that they order otherwise.
+
+    Raises:
+        FieldError: the lists are of different lengths, or shorter than 2.
+    """
+    return float(_kendall_matrix(_side_by_side(first, second))[0, 1])
+
+
+def agreement(losses_SR: Losses, *, seed: int = 0) -> Agreement:
+    """How well the replicates agree about the structures.
+
+    Raises:
+        FieldError: there are fewer than 3 structures or 2 replicates.
+    """
+    num_structures, num_replicates = losses_SR.shape
+    if num_structures < 3 or num_replicates < 2:
+        raise FieldError("losses", expected="at least 3 structures and 2 replicates", got=losses_SR.shape)
+    return Agreement(
+        spearman=_over_structures(lambda losses: _mean_of_pairs(_spearman_matrix(losses)), losses_SR, seed),
+        lowest_spearman=float(min(_pairs(_spearman_matrix(losses_SR)))),
+        kendall=_over_structures(lambda losses: _mean_of_pairs(_kendall_matrix(losses)), losses_SR, seed),
+        num_structures=num_structures,
+        num_replicates=num_replicates,
+    )
+
+
+def correlation(first_S: Losses, second_S: Losses, *, seed: int = 0) -> Estimate:
+    """Spearman's rank correlation of two rankings of the same structures, with an interval over structures."""
+    return _over_structures(
+        lambda losses: float(_spearman_matrix(losses)[0, 1]), _side_by_side(first_S, second_S), seed
+    )
+
+
+def top_overlap(losses_SR: Losses, count: int) -> int:
+    """How many structures all replicates have among their best ``count``."""
+    best = [set(np.argsort(losses)[:count].tolist()) for losses in losses_SR.T]
+    return len(set.intersection(*best))
+
+
+def _spearman_matrix(losses_SR: Losses) -> Losses:
+    """Of every two replicates: ``(R, R)``."""
+    ranks_SR = rankdata(losses_SR, axis=0)
+    return _cosines((ranks_SR - ranks_SR.mean(axis=0)).T)
+
+
+def _kendall_matrix(losses_SR: Losses) -> Losses:
+    """Of every two replicates: ``(R, R)``."""
+    losses_RS = losses_SR.T
+    order_RSS = np.sign(losses_RS[:, :, None] - losses_RS[:, None, :])
+    return _cosines(order_RSS.reshape(len(losses_RS), -1))
+
+
+def _cosines(vectors_RK: Losses) -> Losses:
+    """Between every two vectors; none with a vector of zeros."""
+    length_R1 = np.sqrt((vectors_RK**2).sum(axis=1, keepdims=True))
+    directions_RK = vectors_RK / np.where(length_R1 == 0, 1.0, length_R1)
+    return np.asarray(directions_RK @ directions_RK.T)
+
+
+def _pairs(matrix_RR: Losses) -> Losses:
+    return np.asarray(matrix_RR[np.triu_indices(len(matrix_RR), 1)])
+
+
+def _mean_of_pairs(matrix_RR: Losses) -> float:
+    return float(_pairs(matrix_RR).mean())
+
+
+def _side_by_side(first: Losses, second: Losses) -> Losses:
+    if len(first) != len(second) or len(first) < 2:
+        raise FieldError("losses", expected="two lists of one length, at least 2", got=(len(first), len(second)))
+    return np.stack([first, second], axis=1)
+
+
+def _over_structures(measure: Callable[[Losses], float], losses_SR: Losses, seed: int) -> Estimate:
+    """A measure, with the percentiles of what it is for structures drawn with replacement."""
+    draw = np.random.default_rng(seed)
+    drawn = [measure(losses_SR[chosen]) for chosen in _draws(draw, len(losses_SR))]
+    low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return Estimate(value=measure(losses_SR), low=float(low), high=float(high))
+
+
+def _draws(draw: np.random.Generator, size: int) -> npt.NDArray[np.int64]:
+    """Indices with replacement, at least three different ones each: fewer have no order to speak of."""
+    drawn = draw.integers(0, size, size=(2 * _NUM_DRAWS, size))
+    varied = [len(set(row)) >= min(3, size) for row in drawn.tolist()]
+    return drawn[varied][:_NUM_DRAWS]
