@@ -43,13 +43,24 @@ class Task:
     uninformed_loss: float
 
 
+class _Adam(torch.optim.Adam):
+    """Adam without what torch wraps around it for torch.compile: to import that takes a second of every new slot, as long
+    as torch itself."""
+
+    add_param_group = torch.optim.Adam.add_param_group.__wrapped__  # type: ignore[attr-defined]
+    zero_grad = torch.optim.Adam.zero_grad.__wrapped__  # type: ignore[attr-defined]
+    state_dict = torch.optim.Adam.state_dict.__wrapped__  # type: ignore[attr-defined]
+    load_state_dict = torch.optim.Adam.load_state_dict.__wrapped__  # type: ignore[attr-defined]
+    step = torch.no_grad()(torch.optim.Adam.step.__wrapped__)  # type: ignore[attr-defined]
+
+
 class Training:
     """A model in training: everything that a step changes, so that what was saved continues to the same last bit."""
 
     def __init__(self, model: nn.Module, groups: list[dict[str, object]], task: Task, *, num_steps: int) -> None:
         self.model, self.task, self.num_steps = model, task, num_steps
         self.step = 0
-        self.optimiser = torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True)
+        self.optimiser = _Adam(groups, betas=(0.9, 0.95), fused=True)
         warmup = min(WARMUP_STEPS, max(1, num_steps // 10))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: min(1.0, (step + 1) / warmup))
         self.averaged = AveragedModel(model, multi_avg_fn=_average)

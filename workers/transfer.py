@@ -17,7 +17,7 @@ from workers.proxies.registry import proxy_for
 
 def param_groups(model: nn.Module, settings: ProxySpec) -> list[Group]:
     """Adam's parameter groups, one per learning rate, for a model of the proxy with these settings."""
-    with torch.device("meta"):  # of the model that the rate was tuned on, only the shapes count
+    with torch.random.fork_rng():  # of the model that the rate was tuned on, only the shapes count
         base = proxy_for(settings).build(NAMED["dense"], settings.BASE_WIDTH)
     return optim.param_groups(
         model, settings.base_lr, base=base, optimizer="adam", input_lr_mult=settings.INPUT_LR_MULT

@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count, islice
@@ -367,3 +369,17 @@ def second_loop(spec: TrialSpec, workspace: Workspace) -> float:
         for average, parameter in zip(averages, model.parameters(), strict=True):
             parameter.copy_(average)
         return task.held_out_loss(model)
+
+
+class TestFirstTrial:
+    def test_does_not_wait_for_what_only_torch_compile_needs(self, workspace: Workspace) -> None:
+        # In a process of its own: this one may have compiled something.
+        code = (
+            "import pathlib, sys; from tests.workers.specs import micro_trial; from workers.evaluate import evaluate; "
+            "from workers.workspace import Workspace; folders = map(pathlib.Path, sys.argv[1:]); "
+            "workspace = Workspace(cache_dir=next(folders), corpora_dir=next(folders)); "
+            "print(evaluate(micro_trial(), workspace).kind, 'torch._dynamo' in sys.modules)"
+        )
+        folders = [str(workspace.cache_dir), str(workspace.corpora_dir)]
+        ran = subprocess.run([sys.executable, "-c", code, *folders], capture_output=True, text=True, check=True)
+        assert ran.stdout == "COMPLETED False\n"
