@@ -78,7 +78,7 @@ class SearchResource(Schema):
         own = {"progress", "waiting_for"}
         columns = {name: getattr(search, name) for name in cls.model_fields.keys() - own}
         progress = ProgressResource(
-            max_trials=search.spec.budget.num_trials(search.spec.proxy.train_flops),
+            max_trials=search.spec.num_trials(search.spec.budget),
             finished=search.num_finished,
             counts={state: count for state, count in search.counts.items() if count},
             best_loss=search.best_loss,
@@ -127,6 +127,7 @@ class TrialResource(Schema):
     params: int
     macs: int
     train_flops: float
+    base_lr: float
     seed: int
     history_size: int
     loss: float | None
@@ -146,7 +147,7 @@ class StructureResource(TrialResource):
     @classmethod
     def of(cls, trial: Trial) -> "StructureResource":
         """The answer for a trial that was read with its search."""
-        return cls(**TrialResource.model_validate(trial).__dict__, proxy=trial.search.spec.proxy)
+        return cls(**TrialResource.model_validate(trial).__dict__, proxy=trial.proxy_in(trial.search))
 
 
 class MeasurementResource(Schema):

@@ -82,6 +82,7 @@ class Trial(TypedDict):
     params: int
     macs: int
     train_flops: float
+    base_lr: float
     seed: int
     history_size: int
     loss: float | None

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import count, islice
 
 from einlayers.theta import NAMED, Theta
+from search.plan import Plan
+from search.proxies.registry import ProxySpec
 from search.samplers.base import Observation, Sampler
 from search.space import SUBSPACES, Subspace, Unit
 from search.spec import SearchSpec
@@ -40,19 +42,21 @@ class PastTrial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """A structure to train, which replicate of it this is, the seed of its training, and how many ends it has seen."""
+    """A structure to train on a proxy, which replicate of that this is, the seed of its training, and how many ends it has
+    seen. Two with the same ``digest`` are one training but for their seeds."""
 
     number: int
     replicate: int
     structure: Structure
+    proxy: ProxySpec
+    digest: str
     seed: int
     history_size: int
 
     @property
     def pending(self) -> PastTrial:
         """Its trial, as the proposal after it sees it."""
-        structure = self.structure
-        return PastTrial(theta=structure.theta, digest=structure.digest, state=TrialState.PROPOSED, loss=None)
+        return PastTrial(theta=self.structure.theta, digest=self.digest, state=TrialState.PROPOSED, loss=None)
 
 
 MakeSampler = Callable[[], Sampler]
@@ -60,21 +64,43 @@ MakeSampler = Callable[[], Sampler]
 
 def propose(spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler) -> Proposal | None:
     """The next proposal, number ``len(history)``; None where nothing new is left to try within the constraints."""
+    if isinstance(spec.sampler, Plan):
+        return _planned(spec, spec.sampler, history)
     lacking = _lacking_replicates(history, spec.replicates)
     structure = structure_of(lacking.theta, spec.proxy) if lacking else _next_structure(spec, history, make_sampler)
     return None if structure is None else proposal_of(structure, spec, history)
 
 
-def proposal_of(structure: Structure, spec: SearchSpec, history: Sequence[PastTrial]) -> Proposal:
-    """The proposal to train ``structure`` next, once more where the history has it already."""
-    number = len(history)
+def proposal_of(
+    structure: Structure, spec: SearchSpec, history: Sequence[PastTrial], proxy: ProxySpec | None = None
+) -> Proposal:
+    """The proposal to train ``structure`` next, once more where the history has it already; ``proxy``: not that of the
+    search."""
+    number, digest = len(history), _digest(structure, spec.proxy, proxy or spec.proxy)
     return Proposal(
         number=number,
-        replicate=sum(past.digest == structure.digest for past in history),
+        replicate=sum(past.digest == digest for past in history),
         structure=structure,
+        proxy=proxy or spec.proxy,
+        digest=digest,
         seed=training_seed(spec, number),
         history_size=sum(past.state.is_final for past in history),
     )
+
+
+def _planned(spec: SearchSpec, plan: Plan, history: Sequence[PastTrial]) -> Proposal | None:
+    if len(history) >= len(plan.runs):
+        return None
+    run = plan.runs[len(history)]
+    proxy = run.on(spec.proxy)
+    return proposal_of(structure_of(run.theta, proxy), spec, history, proxy)
+
+
+def _digest(structure: Structure, usual: ProxySpec, proxy: ProxySpec) -> str:
+    # The width is the structure's own; what else a run changes makes another training of the same model.
+    if (proxy.train_flops, proxy.base_lr) == (usual.train_flops, usual.base_lr):
+        return structure.digest
+    return hashlib.sha256(f"{structure.digest} {proxy.train_flops} {proxy.base_lr}".encode()).hexdigest()[:32]
 
 
 def training_seed(spec: SearchSpec, number: int) -> int:

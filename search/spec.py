@@ -9,6 +9,7 @@ from einlayers.errors import FieldError
 from einlayers.taxonomy import Taxonomy
 from einlayers.theta import NAMED
 from search.checks import Number, Whole, check_number, check_whole
+from search.plan import Plan
 from search.proxies.base import ModelCost
 from search.proxies.char_lm import CharLM
 from search.proxies.registry import ProxySpec
@@ -184,7 +185,7 @@ class Resources:
             raise FieldError("cpus", expected="a positive share of a CPU or a GPU", got=self.cpus)
 
 
-SamplerSpec = Annotated[Tpe | Random, Discriminator("kind")]
+SamplerSpec = Annotated[Tpe | Random | Plan, Discriminator("kind")]
 PrunerSpec = NoPruner
 
 
@@ -215,7 +216,9 @@ class SearchSpec:
             raise FieldError("name", expected="1 to 200 printable characters", got=self.name[:300])
         if len(self.objectives) != 1:
             raise FieldError("objectives", expected="exactly one objective", got=f"{len(self.objectives)} objectives")
-        if self.budget.num_trials(self.proxy.train_flops) == 0:
+        if isinstance(self.sampler, Plan):
+            self._check_plan(self.sampler)
+        elif self.num_trials(self.budget) == 0:
             raise FieldError(
                 "budget",
                 expected=f"max_train_flops for at least one trial, which takes {self.proxy.train_flops:g}",
@@ -223,6 +226,35 @@ class SearchSpec:
             )
         check_whole("replicates", self.replicates, 1, 100)
         check_whole("concurrency", self.concurrency, 1, 1024)
+
+    def num_trials(self, budget: Budget) -> int | None:
+        """How many trials a budget pays for; None where only time limits them."""
+        if isinstance(self.sampler, Plan):
+            planned = len(self.sampler.runs)
+            return planned if budget.max_trials is None else min(planned, budget.max_trials)
+        return budget.num_trials(self.proxy.train_flops)
+
+    def train_flops(self, budget: Budget) -> float | None:
+        """The training FLOPs of all trials that a budget pays for; None where only time limits them."""
+        num_trials = self.num_trials(budget)
+        if isinstance(self.sampler, Plan):
+            return sum(run.on(self.proxy).train_flops for run in self.sampler.runs[:num_trials])
+        return None if num_trials is None else num_trials * self.proxy.train_flops
+
+    def _check_plan(self, plan: Plan) -> None:
+        if self.budget.max_train_flops is not None:
+            raise FieldError(
+                "budget", expected="no max_train_flops: a plan says what it costs", got=self.budget.max_train_flops
+            )
+        if self.replicates != 1:
+            raise FieldError("replicates", expected="1: a plan lists its replicates", got=self.replicates)
+        for number, run in enumerate(plan.runs):
+            try:
+                run.on(self.proxy)
+            except FieldError as error:
+                raise FieldError(
+                    "sampler", expected=f"runs that the proxy can train; run {number}: {error}", got=run
+                ) from error
 
 
 def _check_seed(seed: int) -> None:

@@ -44,6 +44,7 @@ COLUMNS: Mapping[str, Type] = MappingProxyType(
         "params": "whole",
         "macs": "whole",
         "train_flops": "number",
+        "base_lr": "number",
         "seed": "whole",
         "history_size": "whole",
         "loss": "number",

@@ -11,6 +11,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from einlayers.dims import Dims
 from einlayers.theta import Theta
+from search.proxies.registry import ProxySpec
 from search.spec import SearchSpec
 from search.states import AttemptState, SearchState, TrialState
 from search.structure import layer_dims
@@ -154,7 +155,7 @@ class Search(Base):
     @property
     def num_unproposed(self) -> int:
         """How many more trials the budget pays for; a budget of time alone pays for any number."""
-        most = self.spec.budget.num_trials(self.spec.proxy.train_flops)
+        most = self.spec.num_trials(self.spec.budget)
         return 100_000 if most is None else max(0, most - self.num_trials)
 
     def seconds_at(self, time: datetime) -> float:
@@ -221,6 +222,7 @@ class Trial(Base):
     params: Mapped[int] = mapped_column(BigInteger)
     macs: Mapped[int] = mapped_column(BigInteger)
     train_flops: Mapped[float]
+    base_lr: Mapped[float]
     seed: Mapped[int] = mapped_column(BigInteger)
     history_size: Mapped[int]
     state: Mapped[TrialState] = mapped_column(_name(TrialState), default=TrialState.PROPOSED)
@@ -238,6 +240,10 @@ class Trial(Base):
 
     search: Mapped[Search] = relationship(lazy="raise")
     attempts: Mapped[list["Attempt"]] = relationship(lazy="raise", order_by="Attempt.number", back_populates="trial")
+
+    def proxy_in(self, search: Search) -> ProxySpec:
+        """What it is trained on: the proxy of its search, with what its own run changes."""
+        return replace(search.spec.proxy, train_flops=self.train_flops, base_lr=self.base_lr)
 
     @property
     def dims(self) -> dict[str, Dims]:

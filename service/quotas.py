@@ -48,7 +48,7 @@ def check_submit(session: Session, caller: Caller, settings: Settings, spec: Sea
     if most_active is not None:
         _check_active(session, caller.owner, most_active)
     if most_flops is not None:
-        wanted = _budgeted(spec, spec.budget) or 0.0
+        wanted = spec.train_flops(spec.budget) or 0.0
         _check_flops(_granted(session, caller.owner), wanted, most_flops, caller.owner, now(session))
 
 
@@ -67,7 +67,7 @@ def check_extension(session: Session, caller: Caller, settings: Settings, search
         return
     search = repositories.search_by_id(session, search_id, lock=True)
     caller.require_owner(search)
-    before, after = _budgeted(search.spec, search.spec.budget), _budgeted(search.spec, new_budget)
+    before, after = search.spec.train_flops(search.spec.budget), search.spec.train_flops(new_budget)
     if before is not None and after is not None and after <= before:
         return
     _lock(session, search.owner)
@@ -125,14 +125,8 @@ def _granted(session: Session, owner: str) -> list[_Grant]:
 
 
 def _counted(spec: SearchSpec, state: SearchState, reserved: float) -> float:
-    budgeted = None if state.is_final else _budgeted(spec, spec.budget)
+    budgeted = None if state.is_final else spec.train_flops(spec.budget)
     return reserved if budgeted is None else budgeted
-
-
-def _budgeted(spec: SearchSpec, budget: Budget) -> float | None:
-    """The training FLOPs that a budget pays for; None where only time limits them."""
-    num_trials = budget.num_trials(spec.proxy.train_flops)
-    return None if num_trials is None else num_trials * spec.proxy.train_flops
 
 
 def _check_flops(granted: Sequence[_Grant], wanted: float, most: float, owner: str, at: datetime) -> None:

@@ -68,10 +68,9 @@ def validate(spec: SearchSpec, corpora_dir: Path | None) -> Estimate:
             _check_file(spec.proxy.corpus, spec.proxy.context, corpora_dir)
         except FieldError as error:
             raise InvalidValue("/proxy/corpus", error) from error
-    num_trials = spec.budget.num_trials(spec.proxy.train_flops)
     return Estimate(
-        train_flops=None if num_trials is None else spec.proxy.train_flops * num_trials,
-        max_trials=num_trials,
+        train_flops=spec.train_flops(spec.budget),
+        max_trials=spec.num_trials(spec.budget),
         baseline=structure_of(NAMED["dense"], spec.proxy),
         seeds=[structure_of(NAMED[name], spec.proxy) for name in spec.space.seeds],
     )
@@ -224,14 +223,15 @@ def _check_file(corpus: FileCorpus, context: int, corpora_dir: Path | None) -> N
 
 
 def _spent(search: Search) -> Reason:
-    """Which part of the budget it is that pays for no further trial."""
+    """Which part of the budget it is that pays for no further trial; or that there is none left, of a plan."""
     budget = search.spec.budget
-    binding = budget.max_trials is not None and budget.max_trials == budget.num_trials(search.spec.proxy.train_flops)
-    return Reason.BUDGET_TRIALS if binding else Reason.BUDGET_TRAIN_FLOPS
+    if budget.max_trials is not None and budget.max_trials == search.spec.num_trials(budget):
+        return Reason.BUDGET_TRIALS
+    return Reason.SPACE_EXHAUSTED if budget.max_train_flops is None else Reason.BUDGET_TRAIN_FLOPS
 
 
 def _check_covers(search: Search, budget: Budget) -> None:
-    most = budget.num_trials(search.spec.proxy.train_flops)
+    most = search.spec.num_trials(budget)
     if most is not None and most < search.num_trials:
         field = "max_trials" if budget.max_trials == most else "max_train_flops"
         raise InvalidValue(

@@ -12,6 +12,7 @@ from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
 from einlayers.theta import Theta
+from search.plan import Plan
 from search.proposals import Proposal, training_seed
 from search.states import AttemptState, SearchState, TrialState
 from search.structure import structure_of
@@ -52,13 +53,14 @@ def add(session: Session, search: Search, proposal: Proposal, origin: Origin = O
         theta=structure.theta,
         family=structure.family,
         width=structure.width,
-        digest=structure.digest,
+        digest=proposal.digest,
         omega=structure.taxonomy.omega,
         psi=structure.taxonomy.psi,
         nu=structure.taxonomy.nu,
         params=structure.cost.params,
         macs=structure.cost.macs,
-        train_flops=search.spec.proxy.train_flops,
+        train_flops=proposal.proxy.train_flops,
+        base_lr=proposal.proxy.base_lr,
         seed=proposal.seed,
         history_size=proposal.history_size,
         state=TrialState.PROPOSED,
@@ -78,13 +80,15 @@ def enqueue(session: Session, search_id: str, theta: Theta, caller: Caller = LOC
 
     Raises:
         NotFound, Forbidden: there is no such search, or it is somebody else's.
-        WrongState: the search is ending or has ended.
+        WrongState: the search is ending or has ended, or trains a plan.
         BudgetExhausted: every trial that the budget pays for is there.
     """
     search = repositories.search_by_id(session, search_id, lock=True)
     caller.require_owner(search)
     if search.state not in _OPEN:
         raise WrongState(f"search {search.id} is {search.state}; it takes no more trials")
+    if isinstance(search.spec.sampler, Plan):
+        raise WrongState(f"search {search.id} trains what its plan lists; it takes no other trials")
     if search.num_unproposed == 0:
         raise BudgetExhausted(search.id)
     structure = structure_of(theta, search.spec.proxy)
@@ -92,6 +96,8 @@ def enqueue(session: Session, search_id: str, theta: Theta, caller: Caller = LOC
         number=search.num_trials,
         replicate=repositories.num_replicates(session, search.id, structure.digest),
         structure=structure,
+        proxy=search.spec.proxy,
+        digest=structure.digest,
         seed=training_seed(search.spec, search.num_trials),
         history_size=search.num_finished,
     )

@@ -114,10 +114,13 @@ class Rows:
 
 
 def _propose(session: Session, search: Search, theta: Theta, replicate: int) -> Trial:
+    structure = structure_of(theta, search.spec.proxy)
     proposal = Proposal(
         number=search.num_trials,
         replicate=replicate,
-        structure=structure_of(theta, search.spec.proxy),
+        structure=structure,
+        proxy=search.spec.proxy,
+        digest=structure.digest,
         seed=1000 + search.num_trials,
         history_size=search.num_finished,
     )

@@ -90,6 +90,7 @@ def _trial(draw: random.Random, search_id: str, number: int) -> Row:
         "params": int(structure.cost.params * scale),
         "macs": int(structure.cost.macs * scale),
         "train_flops": _PROXY.train_flops,
+        "base_lr": _PROXY.base_lr,
         "seed": number,
         "history_size": number,
         "state": TrialState.INFEASIBLE if diverged else TrialState.COMPLETED,

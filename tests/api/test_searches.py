@@ -14,7 +14,7 @@ from search.structure import structure_of
 from search.trial import Outcome
 from service import repositories
 from tests.api.problems import problem_of
-from tests.bodies import EXAMPLE
+from tests.bodies import EXAMPLE, MONARCH
 from tests.rows import SPEC, TINY, Rows, contents
 
 MINIMAL = {"name": "minimal", "budget": {"max_trials": 1}}
@@ -126,6 +126,54 @@ class TestValidate:
         estimate = client.post("/v1/searches:validate", json=EXAMPLE).json()
         dense = estimate["baseline"]["cost"]["macs"]
         assert all(abs(seed["cost"]["macs"] / dense - 1) < 0.15 for seed in estimate["seeds"])
+
+
+class TestPlan:
+    RUNS = (
+        {"theta": MONARCH},
+        {"theta": MONARCH, "width": 16, "train_flops": 4e6},
+        {"theta": MONARCH, "base_lr": 0.25},
+    )
+
+    def _body(self, *runs: object, **fields: object) -> dict[str, object]:
+        proxy = {"dense_width": 8, "train_flops": 1e6}
+        return {
+            **MINIMAL,
+            "budget": {"max_trials": 9},
+            "proxy": proxy,
+            "sampler": {"kind": "plan", "runs": runs},
+            **fields,
+        }
+
+    def test_is_estimated_by_its_runs(self, client: TestClient) -> None:
+        estimate = client.post("/v1/searches:validate", json=self._body(*self.RUNS)).json()
+        assert (estimate["max_trials"], estimate["train_flops"]) == (3, 6e6)
+
+    def test_is_shown_as_it_was_sent(self, client: TestClient) -> None:
+        search = client.post("/v1/searches", json=self._body(*self.RUNS)).json()
+        assert _is_within(list(self.RUNS), search["spec"]["sampler"]["runs"])
+        assert search["progress"]["max_trials"] == 3
+
+    def test_takes_no_trial_that_it_does_not_list(self, client: TestClient) -> None:
+        search_id = client.post("/v1/searches", json=self._body(*self.RUNS)).json()["id"]
+        refused = client.post(f"/v1/searches/{search_id}/trials", json={"theta": MONARCH})
+        assert (refused.status_code, "its plan" in refused.json()["detail"]) == (409, True)
+
+    @pytest.mark.parametrize(
+        ("runs", "fields", "pointer"),
+        [
+            ([], {}, "/sampler/runs"),
+            ([{"theta": MONARCH, "width": 13}], {}, "/sampler"),
+            ([{"theta": MONARCH, "lr": 1}], {}, "/sampler/runs/0/lr"),
+            ([{"theta": MONARCH}], {"replicates": 2}, "/replicates"),
+            ([{"theta": MONARCH}], {"budget": {"max_train_flops": 1e9}}, "/budget"),
+        ],
+    )
+    def test_that_cannot_be_trained_is_refused_with_its_place(
+        self, client: TestClient, runs: list[object], fields: dict[str, object], pointer: str
+    ) -> None:
+        problem = problem_of(client.post("/v1/searches", json=self._body(*runs, **fields)), 422)
+        assert [error.pointer for error in problem.errors] == [pointer]
 
 
 class TestList:

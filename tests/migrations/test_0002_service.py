@@ -215,7 +215,8 @@ def database(url: str) -> Iterator[Database]:
 
 
 def _upgrade(url: str) -> None:
-    command.upgrade(migrate.configuration(url), "0002")
+    # To the newest schema, which the models know.
+    command.upgrade(migrate.configuration(url), "head")
 
 
 def _downgrade(url: str) -> None:

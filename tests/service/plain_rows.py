@@ -29,7 +29,7 @@ def plain_trial(search_id: str, number: int, **values: Any) -> Trial:
         "width": 8,
         "digest": f"{number:032x}",
         **{"omega": 0.0, "psi": 1.0, "nu": 0.5, "params": 1, "macs": 1},
-        **{"train_flops": 1e6, "seed": number, "history_size": number},
+        **{"train_flops": 1e6, "base_lr": 0.005, "seed": number, "history_size": number},
         **{"state": TrialState.COMPLETED, "loss": 1.0, "seconds": 1.0},
         **{"changed": 0, "alone": False, "created_at": NOON, "state_since": NOON},
         **values,

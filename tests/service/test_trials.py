@@ -68,7 +68,15 @@ def _steps(database: Database, attempt_id: str) -> set[int]:
 class TestAdd:
     def test_writes_down_all_that_is_known_before_training(self, rows: Rows, search_id: str) -> None:
         structure = structure_of(NAMED["btt"], TINY)
-        proposal = Proposal(number=0, replicate=0, structure=structure, seed=2**32 - 1, history_size=7)
+        proposal = Proposal(
+            number=0,
+            replicate=0,
+            structure=structure,
+            proxy=replace(TINY, train_flops=2e6, base_lr=0.25),
+            digest="d" * 32,
+            seed=2**32 - 1,
+            history_size=7,
+        )
         with rows.database.write() as session:
             trial_id = trials.add(session, repositories.search_by_id(session, search_id, lock=True), proposal).id
         trial = _trial(rows.database, trial_id)
@@ -80,8 +88,8 @@ class TestAdd:
             structure.taxonomy.nu,
         )
         assert (trial.params, trial.macs) == (structure.cost.params, structure.cost.macs)
-        assert (trial.seed, trial.history_size, trial.digest) == (2**32 - 1, 7, structure.digest)
-        assert (trial.state, trial.train_flops) == (TrialState.PROPOSED, SPEC.proxy.train_flops)
+        assert (trial.seed, trial.history_size, trial.digest) == (2**32 - 1, 7, "d" * 32)
+        assert (trial.state, trial.train_flops, trial.base_lr) == (TrialState.PROPOSED, 2e6, 0.25)
         assert (trial.loss, trial.reason, trial.finish_order, trial.finished_at) == (None, None, None, None)
         assert trial.attempts == []
 
