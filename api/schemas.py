@@ -151,10 +151,10 @@ class StructureResource(TrialResource):
 
 
 class MeasurementResource(Schema):
-    """A point of the learning curve: the held-out loss after so much training; ``tokens``: examples, of whatever kind."""
+    """A point of the learning curve: the held-out loss after so many examples (of text: tokens)."""
 
     step: int
-    tokens: int
+    examples: int
     train_flops: float
     loss: float
 

@@ -104,7 +104,7 @@ class Measurement(TypedDict):
     """A point of the learning curve."""
 
     step: int
-    tokens: int
+    examples: int
     train_flops: float
     loss: float
 

@@ -26,10 +26,10 @@ class TrialSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A point of the learning curve: held-out loss of the averaged weights after so much training; ``tokens``: examples."""
+    """A point of the learning curve: held-out loss of the averaged weights after so many examples (of text: tokens)."""
 
     step: int
-    tokens: int
+    examples: int
     train_flops: float
     loss: float
 

@@ -284,7 +284,7 @@ class Measurement(Base):
 
     attempt_id: Mapped[str] = mapped_column(ForeignKey("attempts.id"), primary_key=True)
     step: Mapped[int] = mapped_column(primary_key=True)
-    tokens: Mapped[int] = mapped_column(BigInteger)
+    examples: Mapped[int] = mapped_column(BigInteger)
     train_flops: Mapped[float]
     loss: Mapped[float]
 

@@ -289,7 +289,7 @@ def _measure(session: Session, attempt_id: str, reports: Sequence[Report]) -> No
         Measurement(
             attempt_id=attempt_id,
             step=report.step,
-            tokens=report.tokens,
+            examples=report.examples,
             train_flops=report.train_flops,
             loss=report.loss,
         )

@@ -137,7 +137,7 @@ def _complete(session: Session, lease: Lease, search: Search, trial: Trial, loss
 
 def point(step: int, loss: float = 1.0) -> Report:
     """A point of a learning curve."""
-    return Report(step=step, tokens=128 * step, train_flops=1e5 * step, loss=loss)
+    return Report(step=step, examples=128 * step, train_flops=1e5 * step, loss=loss)
 
 
 def contents(database: Database) -> dict[str, list[tuple[Any, ...]]]:

@@ -172,8 +172,8 @@ class _Run:
         self._next_checkpoint = time.perf_counter() + self._workspace.checkpoint_every
 
     def _record(self, step: int, loss: float) -> None:
-        tokens = step * self._spec.proxy.examples_per_step
-        point = Report(step=step, tokens=tokens, train_flops=6.0 * self._macs * tokens, loss=loss)
+        examples = step * self._spec.proxy.examples_per_step
+        point = Report(step=step, examples=examples, train_flops=6.0 * self._macs * examples, loss=loss)
         self._curve.append(point)
         self._report(point)
 

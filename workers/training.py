@@ -1,5 +1,6 @@
 """The one training loop: Adam at a constant rate after a short warm-up, scored by the held-out loss of averaged weights."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,11 +48,11 @@ class _Adam(torch.optim.Adam):
     """Adam without what torch wraps around it for torch.compile: to import that takes a second of every new slot, as long
     as torch itself."""
 
-    add_param_group = torch.optim.Adam.add_param_group.__wrapped__  # type: ignore[attr-defined]
-    zero_grad = torch.optim.Adam.zero_grad.__wrapped__  # type: ignore[attr-defined]
-    state_dict = torch.optim.Adam.state_dict.__wrapped__  # type: ignore[attr-defined]
-    load_state_dict = torch.optim.Adam.load_state_dict.__wrapped__  # type: ignore[attr-defined]
-    step = torch.no_grad()(torch.optim.Adam.step.__wrapped__)  # type: ignore[attr-defined]
+    add_param_group = inspect.unwrap(torch.optim.Adam.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Adam.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Adam.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Adam.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
 
 class Training:

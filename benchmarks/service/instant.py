@@ -62,7 +62,9 @@ class InstantPool:
         key = assignment.key
         self._keys[key] = slot
         loss = 2 + random.Random(key).random()
-        curve = [Report(step=step, tokens=100 * step, train_flops=1e5 * step, loss=loss + 1 / step) for step in (1, 2)]
+        curve = [
+            Report(step=step, examples=100 * step, train_flops=1e5 * step, loss=loss + 1 / step) for step in (1, 2)
+        ]
         self._untold += [Progress(key=key, report=report) for report in curve]
         self._untold.append(Finished(key=key, outcome=Outcome.completed(loss=loss, curve=tuple(curve), seconds=0.01)))
 

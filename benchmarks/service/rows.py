@@ -134,5 +134,5 @@ def _result(trial: Row) -> Row:
 
 
 def _point(trial: Row, step: int) -> Row:
-    amounts = {"tokens": 512 * step, "train_flops": 1e8 * step, "loss": 5.0 / (1 + step) + 2}
+    amounts = {"examples": 512 * step, "train_flops": 1e8 * step, "loss": 5.0 / (1 + step) + 2}
     return {"attempt_id": f"{trial['id']}-1", "step": step, **amounts}

@@ -234,6 +234,8 @@ def _refused(client: TestClient, path: str, body: Any, where: str, detail: str) 
     assert len(found[where]) < 1000
 
 
+# What is refused here is refused before any database is asked.
+@pytest.mark.parametrize("server", ["sqlite"], indirect=True)
 class TestBody:
     @pytest.fixture(autouse=True)
     def _leaves_no_trace(self, shared: Rows, search_id: str) -> Any:

@@ -123,8 +123,8 @@ class TestMeasurements:
         rows.outcome(rows.attempt(trial_id), Outcome.completed(loss=2.0, curve=(point(2, 3.0), point(4, 2.0))))
         assert client.get(path).json() == {
             "items": [
-                {"step": 2, "tokens": 256, "train_flops": 2e5, "loss": 3.0},
-                {"step": 4, "tokens": 512, "train_flops": 4e5, "loss": 2.0},
+                {"step": 2, "examples": 256, "train_flops": 2e5, "loss": 3.0},
+                {"step": 4, "examples": 512, "train_flops": 4e5, "loss": 2.0},
             ],
             "next_page_token": None,
         }

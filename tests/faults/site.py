@@ -31,6 +31,9 @@ ENVIRONMENT: Mapping[str, str] = {
 SHORT = 1e8
 """Training FLOPs of a trial that takes some tenths of a second."""
 
+A_WHILE = 4e9
+"""Training FLOPs of a trial that still runs when something happens that it should not notice."""
+
 LONG = 1e10
 """Training FLOPs of a trial that takes some seconds, so that a fault can hit it."""
 

@@ -1,12 +1,12 @@
 """kill -9 of the API, which holds nothing."""
 
-from tests.faults.site import LONG, Site, kill
+from tests.faults.site import A_WHILE, Site, kill
 from tests.waiting import wait_for
 
 
 class TestKillOfTheAPI:
     def test_loses_nothing_and_is_back_soon(self, site: Site) -> None:
-        search_id = site.submit("api killed", trials=2, train_flops=LONG)
+        search_id = site.submit("api killed", trials=2, train_flops=A_WHILE)
         site.training(search_id)
         victim = site.service.child("-m api")
         kill(victim.pid)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.embedded_service import small_search
-from tests.faults.site import LONG, SHORT, Site
+from tests.faults.site import A_WHILE, SHORT, Site
 from tests.faults.vanishing import half_a_body, half_an_answer, unread_answer
 from tests.waiting import wait_for
 
@@ -47,7 +47,7 @@ class TestClientThatGoesAway:
 
     @pytest.mark.usefixtures("quiet")
     def test_while_it_follows_a_search_goes_on_where_it_stopped(self, site: Site) -> None:
-        search_id = site.submit("followed", trials=2, train_flops=LONG)
+        search_id = site.submit("followed", trials=2, train_flops=A_WHILE)
         wait_for(lambda: site.running(search_id), what="a trial that runs")
         for _ in range(MANY):
             half_an_answer(site.service.url, f"/v1/searches/{search_id}/events")

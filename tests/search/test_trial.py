@@ -8,7 +8,10 @@ from einlayers.theta import NAMED
 from search.proxies.char_lm import CharLM
 from search.trial import Outcome, OutcomeKind, Report, TrialSpec
 
-CURVE = (Report(step=1, tokens=64, train_flops=1e6, loss=4.5), Report(step=2, tokens=128, train_flops=2e6, loss=4.0))
+CURVE = (
+    Report(step=1, examples=64, train_flops=1e6, loss=4.5),
+    Report(step=2, examples=128, train_flops=2e6, loss=4.0),
+)
 
 
 class TestTrialSpec:

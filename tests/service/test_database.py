@@ -44,7 +44,7 @@ class TestWrite:
 
     def test_keeps_the_foreign_keys(self, database: Database) -> None:
         with pytest.raises(IntegrityError), database.write() as session:
-            session.add(Measurement(attempt_id="0-0-1", step=1, tokens=1, train_flops=1.0, loss=1.0))
+            session.add(Measurement(attempt_id="0-0-1", step=1, examples=1, train_flops=1.0, loss=1.0))
         assert contents(database)["measurements"] == []
 
     def test_refuses_the_same_structure_twice_in_a_search(self, rows: Rows) -> None:

@@ -21,7 +21,7 @@ def files(folder: Path, attempt: int, trial: int = 7) -> Checkpoints:
 
 
 def checkpoint(step: int) -> Checkpoint:
-    report = Report(step=step, tokens=64 * step, train_flops=1e6 * step, loss=2.5)
+    report = Report(step=step, examples=64 * step, train_flops=1e6 * step, loss=2.5)
     return Checkpoint(training={"step": step, "worst": torch.tensor(3.0)}, curve=(report,), seconds=1.5)
 
 

@@ -114,13 +114,13 @@ class TestBudget:
 
 
 class TestCurve:
-    def test_tells_tokens_and_compute_of_every_point(self, workspace: Workspace) -> None:
+    def test_tells_examples_and_compute_of_every_point(self, workspace: Workspace) -> None:
         spec = micro_trial("btt")
         outcome = evaluate(spec, workspace)
         macs = spec.proxy.cost(spec.theta, spec.width).macs
-        tokens = [4 * 16 * report.step for report in outcome.curve]
-        assert [report.tokens for report in outcome.curve] == tokens
-        assert [report.train_flops for report in outcome.curve] == [6 * macs * count for count in tokens]
+        examples = [4 * 16 * report.step for report in outcome.curve]
+        assert [report.examples for report in outcome.curve] == examples
+        assert [report.train_flops for report in outcome.curve] == [6 * macs * count for count in examples]
 
     def test_has_a_point_at_every_half_power_of_2_and_ends_with_the_loss(self, workspace: Workspace) -> None:
         outcome = evaluate(micro_trial(), workspace)

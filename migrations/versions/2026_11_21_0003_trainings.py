@@ -1,6 +1,8 @@
-"""The learning rate of each trial: those of a plan need not all have that of their search.
+"""The learning rate of each trial, since those of a plan need not all have that of their search; and examples, which a
+learning curve called tokens when text was all there was to train on.
 
-On the way back a plan becomes a random search that has all of its trials: the old code has no plans.
+On the way back a plan becomes a random search that has all of its trials: the old code has no plans. Events keep the words
+that they were told in.
 """
 
 from typing import Any
@@ -15,6 +17,7 @@ depends_on = None
 
 _SEARCHES = sa.table("searches", sa.column("id"), sa.column("spec", sa.JSON()))
 _TRIALS = sa.table("trials", sa.column("search_id"), sa.column("base_lr", sa.Double()))
+_ATTEMPTS = sa.table("attempts", sa.column("id"), sa.column("late", sa.JSON(none_as_null=True)))
 
 
 def upgrade() -> None:
@@ -26,10 +29,14 @@ def upgrade() -> None:
         connection.execute(statement.values(base_lr=spec["proxy"]["base_lr"]))
     with op.batch_alter_table("trials") as trials:
         trials.alter_column("base_lr", existing_type=sa.Double(), nullable=False)
+    op.alter_column("measurements", "tokens", new_column_name="examples")
+    _rename_in_late_curves("tokens", "examples")
 
 
 def downgrade() -> None:
     """Undo."""
+    _rename_in_late_curves("examples", "tokens")
+    op.alter_column("measurements", "examples", new_column_name="tokens")
     with op.batch_alter_table("trials") as trials:
         trials.drop_column("base_lr")
     connection = op.get_bind()
@@ -38,6 +45,16 @@ def downgrade() -> None:
         if spec["sampler"]["kind"] == "plan":
             statement = _SEARCHES.update().where(_SEARCHES.c.id == search_id)
             connection.execute(statement.values(spec=_without_plan(spec, number)))
+
+
+def _rename_in_late_curves(old: str, new: str) -> None:
+    connection = op.get_bind()
+    query = sa.select(_ATTEMPTS.c.id, _ATTEMPTS.c.late).where(_ATTEMPTS.c.late.is_not(None))
+    for attempt_id, late in connection.execute(query).all():
+        if late is not None:
+            curve = [{new if name == old else name: value for name, value in point.items()} for point in late["curve"]]
+            statement = _ATTEMPTS.update().where(_ATTEMPTS.c.id == attempt_id)
+            connection.execute(statement.values(late={**late, "curve": curve}))
 
 
 def _without_plan(spec: dict[str, Any], num_trials: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The learning rate of each trial: found for old ones; and plans, forgotten on the way back."""
+"""The learning rate of each trial, plans, and what a learning curve counts."""
 
 from dataclasses import replace
 
@@ -8,9 +8,10 @@ from sqlalchemy import select, text
 from einlayers.theta import NAMED
 from search.plan import Plan, Run
 from search.spec import Budget, Random, SearchSpec
+from search.trial import Outcome
 from service import migrate
-from service.models import Search, Trial
-from tests.rows import SPEC, TINY, Rows
+from service.models import Attempt, Measurement, Search, Trial
+from tests.rows import SPEC, TINY, Rows, point
 
 PLAN = Plan(runs=(Run(theta=NAMED["btt"], base_lr=0.25), Run(theta=NAMED["dense"])), seed=7)
 
@@ -35,6 +36,18 @@ class TestUpgrade:
         with rows.database.read() as session:
             rates = {trial.search_id: trial.base_lr for trial in session.scalars(select(Trial))}
         assert rates == dict(zip(ids, (0.125, 0.5), strict=True))
+
+    def test_keeps_what_learning_curves_count(self, rows: Rows, database_url: str) -> None:
+        search_id = rows.search()
+        rows.completed(search_id, NAMED["btt"], 1.0)
+        attempt_id = rows.attempt(rows.trial(search_id, NAMED["dense"]))
+        late = Outcome.completed(loss=1.0, curve=(point(3),))
+        with rows.database.write() as session:
+            session.get_one(Attempt, attempt_id).late = late
+        there_and_back(rows, database_url)
+        with rows.database.read() as session:
+            assert session.get_one(Attempt, attempt_id).late == late
+            assert session.scalars(select(Measurement.examples)).all() == [point(1).examples]
 
 
 class TestDowngrade:
