@@ -179,13 +179,16 @@ def extend(session: Session, search_id: str, budget: Budget, caller: Caller = LO
 
     Raises:
         NotFound, Forbidden, WrongState: there is no such search, it is somebody else's, or it is ending or has ended.
-        InvalidValue: the budget is smaller than what is used already.
+        InvalidValue: the budget is smaller than what is used already, or pays for no trial of this search.
     """
     search = _locked(session, search_id, caller)
     if search.state not in (SearchState.QUEUED, SearchState.RUNNING, SearchState.PAUSED):
         raise WrongState(f"search {search.id} is {search.state}; only one that has not ended can be given a budget")
     _check_covers(search, budget)
-    search.spec = replace(search.spec, budget=budget)
+    try:
+        search.spec = replace(search.spec, budget=budget)
+    except FieldError as error:
+        raise InvalidValue("", error) from error
     events.emit(session, search, "search.budget", {"budget": asdict(budget)})
     session.flush()
     return detail(session, search.id)

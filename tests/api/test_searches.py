@@ -159,6 +159,14 @@ class TestPlan:
         refused = client.post(f"/v1/searches/{search_id}/trials", json={"theta": MONARCH})
         assert (refused.status_code, "its plan" in refused.json()["detail"]) == (409, True)
 
+    def test_is_not_given_a_budget_of_compute_later_on(self, client: TestClient, rows: Rows) -> None:
+        search_id = client.post("/v1/searches", json=self._body(*self.RUNS)).json()["id"]
+        before = contents(rows.database)
+        problem = problem_of(client.patch(f"/v1/searches/{search_id}", json={"budget": {"max_train_flops": 1e9}}), 422)
+        assert [error.pointer for error in problem.errors] == ["/budget"]
+        assert contents(rows.database) == before
+        assert client.patch(f"/v1/searches/{search_id}", json={"budget": {"max_trials": 2}}).status_code == 200
+
     @pytest.mark.parametrize(
         ("runs", "fields", "pointer"),
         [

@@ -1,5 +1,7 @@
 """What steers a search over HTTP beyond its start: budgets, pauses, trials of one's own, exclusions, fronts."""
 
+from dataclasses import replace
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -9,7 +11,7 @@ from search.states import SearchState
 from service import repositories
 from tests.api.problems import problem_of
 from tests.bodies import MONARCH
-from tests.rows import SPEC, Rows, contents
+from tests.rows import SPEC, TINY, Rows, contents
 
 
 class TestBudget:
@@ -50,6 +52,11 @@ class TestBudget:
         problem = problem_of(answer, 422, "invalid_value")
         assert pointer in [error.pointer for error in problem.errors]
         assert contents(rows.database) == before
+
+    def test_that_pays_for_no_trial_is_refused(self, client: TestClient, rows: Rows) -> None:
+        search_id = rows.search(replace(SPEC, proxy=replace(TINY, train_flops=1e9)))
+        answer = client.patch(f"/v1/searches/{search_id}", json={"budget": {"max_train_flops": 1e8}})
+        assert [error.pointer for error in problem_of(answer, 422, "invalid_value").errors] == ["/budget"]
 
     def test_of_a_search_that_has_ended_is_refused(self, client: TestClient, rows: Rows) -> None:
         search_id = rows.search(state=SearchState.COMPLETED)
