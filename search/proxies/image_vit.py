@@ -7,6 +7,7 @@ from einlayers.errors import FieldError
 from search.checks import Number, Whole, check_whole
 from search.proxies.base import NAMED_BY_KIND, LayerShape, ModelCost, ProxySettings
 from search.proxies.images import Digits, Images
+from search.proxies.transformer import block_layers, num_gains
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,17 +57,13 @@ class ImageViT(ProxySettings):
         return self.patch_size**2 * self.images.CHANNELS
 
     def layers(self, width: int) -> tuple[LayerShape, ...]:
-        """The replaceable layers of the model: attention's q, k, v and output, and the two of the feed-forward block."""
-        return (
-            LayerShape(name="attention", d_in=width, d_out=width, count=4 * self.depth),
-            LayerShape(name="up", d_in=width, d_out=4 * width, count=self.depth),
-            LayerShape(name="down", d_in=4 * width, d_out=width, count=self.depth),
-        )
+        """Those of the blocks."""
+        return block_layers(width, self.depth)
 
     def fixed_cost(self, width: int) -> ModelCost:
         """The layers that read the patches, with a bias, and make the logits, positions, norms, and attention."""
         patches, classes = self.passes_per_example, self.images.NUM_CLASSES
-        norms = self.depth * (2 * width + 2 * (width // self.num_heads)) + width
+        norms = num_gains(width, self.depth, self.num_heads)
         return ModelCost(
             params=(self.patch_inputs + 1 + patches + classes) * width + norms,
             macs=patches * (self.patch_inputs + 2 * patches * self.depth) * width + classes * width,

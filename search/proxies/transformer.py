@@ -7,6 +7,20 @@ from search.checks import Whole, check_whole
 from search.proxies.base import LayerShape, ModelCost, ProxySettings
 
 
+def block_layers(width: int, depth: int) -> tuple[LayerShape, ...]:
+    """The replaceable layers of ``depth`` blocks: attention's q, k, v and output, and the two of the feed-forward block."""
+    return (
+        LayerShape(name="attention", d_in=width, d_out=width, count=4 * depth),
+        LayerShape(name="up", d_in=width, d_out=4 * width, count=depth),
+        LayerShape(name="down", d_in=4 * width, d_out=width, count=depth),
+    )
+
+
+def num_gains(width: int, depth: int, num_heads: int) -> int:
+    """The parameters of the norms: two of each block, those of its queries and keys per head, and the last one."""
+    return depth * (2 * width + 2 * (width // num_heads)) + width
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformerSettings(ProxySettings):
     """A GPT that predicts the next token; an example is a token, and attention is counted in its MACs."""
@@ -38,19 +52,15 @@ class TransformerSettings(ProxySettings):
         return self.batch_size * self.num_positions
 
     def layers(self, width: int) -> tuple[LayerShape, ...]:
-        """The replaceable layers of the model: attention's q, k, v and output, and the two of the feed-forward block."""
-        return (
-            LayerShape(name="attention", d_in=width, d_out=width, count=4 * self.depth),
-            LayerShape(name="up", d_in=width, d_out=4 * width, count=self.depth),
-            LayerShape(name="down", d_in=4 * width, d_out=width, count=self.depth),
-        )
+        """Those of the blocks."""
+        return block_layers(width, self.depth)
 
     def fixed_cost(self, width: int) -> ModelCost:
         """Embeddings, norms, the dense head, and attention's scores and values.
 
         Attention is 2 T d a token and block, without halving for causality, as the papers count.
         """
-        norms = self.depth * (2 * width + 2 * (width // self.num_heads)) + width
+        norms = num_gains(width, self.depth, self.num_heads)
         return ModelCost(
             params=(2 * self.vocabulary_size + self.num_positions) * width + norms,
             macs=(2 * self.num_positions * self.depth + self.vocabulary_size) * width,
