@@ -10,6 +10,7 @@ import numpy.typing as npt
 from search.proxies.images import Images
 
 HELD_OUT_DIGITS = 397
+"""How many of the 1,797 digits are held out."""
 
 
 @dataclass(frozen=True, slots=True)

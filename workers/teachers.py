@@ -19,7 +19,11 @@ from workers.cache import prepared
 from workers.workspace import Workspace
 
 POOL_ROWS = 2**21
+"""How many rows to train on are drawn once per machine."""
+
 HELD_OUT_ROWS = 4096
+"""How many rows score a model, the same ones for every trial."""
+
 _AT_ONCE = 2**14
 
 Rows = npt.NDArray[np.float32]
