@@ -23,6 +23,7 @@ from search.spec import Resources
 from search.states import SearchState, TrialState
 from search.trial import TrialSpec
 from service import leases, logs, repositories, searches, trials
+from service.analyst import Analyst
 from service.clock import now
 from service.database import Database
 from service.history import History
@@ -69,6 +70,7 @@ class Runner:
         self._leases: dict[str, Lease] = {}
         self._searches: dict[str, Search] = {}
         self._histories: dict[str, History] = {}
+        self._last_starts: dict[str, float] = {}
         self._unrecorded: list[Event] = []
         self._waits_for: Resources | None = None
 
@@ -123,6 +125,8 @@ class Runner:
         self._leases = {search.id: Lease.of(search) for search in held}
         for search_id in self._histories.keys() - self._searches.keys():
             del self._histories[search_id]
+        for search_id in self._last_starts.keys() - self._searches.keys():
+            del self._last_starts[search_id]
         return free
 
     def _claim(self) -> None:
@@ -196,14 +200,18 @@ class Runner:
                     leases.release(search)
 
     def _fill_slots(self) -> None:
-        """Give slots to the search that has the fewest, for as long as anything can be started."""
+        """Give slots to the search that has the fewest, of several to that whose last start is longest ago, for as long as
+        anything can be started."""
         self._waits_for = None
         wanting = [s for s in self._searches if self._searches[s].state in (SearchState.QUEUED, SearchState.RUNNING)]
         while wanting:
-            first, *others = sorted((self._searches[search_id] for search_id in wanting), key=_num_running)
+            first, *others = sorted((self._searches[search_id] for search_id in wanting), key=self._place_in_line)
             ahead = _num_running(others[0]) - _num_running(first) if others else sys.maxsize
             if not self._start_next(first, at_most=max(1, ahead)):
                 wanting.remove(first.id)
+
+    def _place_in_line(self, search: Search) -> tuple[int, float]:
+        return _num_running(search), self._last_starts.get(search.id, 0.0)
 
     def _start_next(self, search: Search, at_most: int) -> bool:
         """Start the next trials of a search, as far as it wants any and there are slots; whether any was started."""
@@ -224,6 +232,7 @@ class Runner:
         starts = self._commit_starts(search, slots, proposals)
         for slot, assignment in starts.items():
             self._pool.submit(slot, assignment)
+        self._last_starts[search.id] = time.monotonic()
         return bool(starts)
 
     def _resources_of_next(self, search: Search) -> Resources:
@@ -386,6 +395,8 @@ def main() -> int:
         runner_id = leases.enrol(session, settings.lease_seconds, "connecting").id
     sender = WebhookSender(database, allow_private=settings.webhooks_to_private_addresses)
     sender.start()
+    analyst = Analyst(database, settings.corpora_dir)
+    analyst.start()
     try:
         pool = _connect(settings, runner_id)
         Runner(database, pool, runner_id, settings.lease_seconds).run(stop)
@@ -394,6 +405,7 @@ def main() -> int:
         logger.error("%s; the next runner goes on", gone)
         return 1
     finally:
+        analyst.stop()
         sender.stop()
         database.close()
     return 0
