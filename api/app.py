@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 
-from api import events, export, health, metrics, searches, structures, trials, webhooks
+from api import events, export, health, metrics, searches, structures, studies, trials, webhooks
 from api.deps import MAX_SESSIONS
 from api.document import complete
 from api.errors import Problem, add_handlers, responses
@@ -55,7 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.flights = Flights()
     app.state.turns = asyncio.Semaphore(MAX_SESSIONS)
     app.state.metrics = Metrics(database)
-    for module in (searches, trials, structures, events, export, webhooks, health, metrics):
+    for module in (searches, trials, structures, studies, events, export, webhooks, health, metrics):
         app.include_router(module.router)
     app.add_api_route("/", _root, include_in_schema=False)
     # The last one is the outermost: what the others refuse has an id, and is counted.

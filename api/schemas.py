@@ -16,8 +16,11 @@ from search.proxies.base import ModelCost
 from search.proxies.registry import ProxySpec
 from search.spec import Budget, SearchSpec
 from search.states import AttemptState, SearchState, TrialState
+from search.studies.baseline import Multiplier
+from search.studies.estimates import Estimate
+from search.studies.fidelity import Fidelity
 from search.trial import Outcome
-from service.models import Origin, PauseMode, Reason, Trial
+from service.models import Origin, PauseMode, Reason, Study, Trial
 from service.paging import Page
 from service.rankings import RankedStructure
 from service.searches import SearchDetail
@@ -37,6 +40,27 @@ class ListOf(Schema, Generic[Item]):
 
     items: Sequence[Item]
     next_page_token: str | None
+
+
+class FidelityResource(Schema):
+    """How far the ranking of a proxy can be trusted, in rank correlations (Spearman), and the study that says so: between
+    single trials from different seeds, and with the order of a larger run, or of whatever the study holds for true."""
+
+    study_id: str
+    between_seeds: Estimate
+    against_reference: Estimate
+    truthful: bool
+
+    @classmethod
+    def of(cls, study: Study) -> "FidelityResource":
+        """The answer for a study that has completed."""
+        assert isinstance(study.finding, Fidelity), "a completed fidelity study has found one"
+        return cls(
+            study_id=study.id,
+            between_seeds=study.finding.between_seeds.spearman,
+            against_reference=study.finding.against_reference.spearman,
+            truthful=study.finding.truthful,
+        )
 
 
 class ProgressResource(Schema):
@@ -67,6 +91,8 @@ class SearchResource(Schema):
     progress: ProgressResource
     last_event: int
     spec: SearchSpec
+    calibration_id: str | None
+    fidelity: FidelityResource | Literal["unmeasured"]
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -75,7 +101,7 @@ class SearchResource(Schema):
     def of(cls, detail: SearchDetail) -> "SearchResource":
         """The answer for a search."""
         search = detail.search
-        own = {"progress", "waiting_for"}
+        own = {"progress", "waiting_for", "fidelity"}
         columns = {name: getattr(search, name) for name in cls.model_fields.keys() - own}
         progress = ProgressResource(
             max_trials=search.spec.num_trials(search.spec.budget),
@@ -86,7 +112,8 @@ class SearchResource(Schema):
             train_flops=search.train_flops,
             num_retries=search.num_retries,
         )
-        return cls(**columns, progress=progress, waiting_for=detail.waiting_for)
+        fidelity = "unmeasured" if detail.fidelity is None else FidelityResource.of(detail.fidelity)
+        return cls(**columns, progress=progress, waiting_for=detail.waiting_for, fidelity=fidelity)
 
 
 class AttemptResource(Schema):
@@ -107,7 +134,8 @@ class AttemptResource(Schema):
 
 
 class TrialResource(Schema):
-    """A structure, trained once from one seed. ``macs`` per example (of text: a token), forward; ``loss`` held out."""
+    """A structure, trained once from one seed. ``macs`` per example (of text: a token), forward; ``loss`` held out.
+    ``transfers``: whether the learning rate transfers to it, null where that was not checked."""
 
     id: str
     search_id: str
@@ -128,10 +156,12 @@ class TrialResource(Schema):
     macs: int
     train_flops: float
     base_lr: float
+    transfers: bool | None
     seed: int
     history_size: int
     loss: float | None
     seconds: float | None
+    cpu_seconds: float | None
     excluded_at: datetime | None
     excluded_reason: str | None
     attempts: Sequence[AttemptResource]
@@ -168,11 +198,14 @@ class ReplicateResource(Schema):
 
 
 class RankedResource(Schema):
-    """A structure of a search: the mean loss over its replicates, their standard deviation (null for one), each seed."""
+    """A structure of a search: the mean loss over its replicates, their standard deviation (null for one), each seed; and
+    how many times its compute dense needs for that loss, null where the proxy has no baseline. The learning rate is the
+    transferred one: a multiplier that is to be published comes from a scaling study that tunes it."""
 
     rank: int
     loss: float
     loss_sd: float | None
+    multiplier: Multiplier | None
     replicates: Sequence[ReplicateResource]
     trial: TrialResource
 
@@ -183,6 +216,7 @@ class RankedResource(Schema):
             rank=ranked.rank,
             loss=ranked.loss,
             loss_sd=ranked.loss_sd,
+            multiplier=ranked.multiplier,
             replicates=[
                 ReplicateResource(trial_id=trial.id, seed=trial.seed, loss=trial.loss)
                 for trial in ranked.replicates

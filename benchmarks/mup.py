@@ -330,7 +330,7 @@ def gpt_loss(sweep: Sweep, width: int, lr: float, seed: int, workspace: Workspac
         base = gpt(BASE_WIDTH, dense_linear)
     torch.manual_seed(seed)
     model = gpt(width, sweep.linear)
-    input_lr_mult = CharLM.INPUT_LR_MULT if sweep.vector_lr is None else sweep.vector_lr / lr
+    input_lr_mult = CharLM().input_lr_mult if sweep.vector_lr is None else sweep.vector_lr / lr
     groups = param_groups(model, lr, base=base, optimizer="adam", input_lr_mult=input_lr_mult)
     optimizer = torch.optim.Adam(apply_rule(sweep.rule, model, groups, lr), betas=BETAS, fused=True)
     warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS))

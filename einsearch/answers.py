@@ -40,8 +40,31 @@ class Search(TypedDict):
     progress: Progress
     last_event: int
     spec: dict[str, Any]
+    calibration_id: str | None
+    fidelity: dict[str, Any] | Literal["unmeasured"]
     created_at: str
     started_at: str | None
+    finished_at: str | None
+
+
+StudyKind = Literal["baseline", "calibration", "fidelity_study", "scaling_study", "transfer_check"]
+"""What studies there are."""
+
+
+class Study(TypedDict):
+    """A study as it was asked for, the searches that carry it out, by their parts in it, and what it has found, once they
+    have ended; ``reason`` says why there is nothing."""
+
+    id: str
+    kind: StudyKind
+    name: str
+    owner: str
+    state: Literal["RUNNING", "COMPLETED", "FAILED"]
+    reason: str | None
+    searches: dict[str, str]
+    spec: dict[str, Any]
+    finding: dict[str, Any] | None
+    created_at: str
     finished_at: str | None
 
 
@@ -83,10 +106,12 @@ class Trial(TypedDict):
     macs: int
     train_flops: float
     base_lr: float
+    transfers: bool | None
     seed: int
     history_size: int
     loss: float | None
     seconds: float | None
+    cpu_seconds: float | None
     excluded_at: str | None
     excluded_reason: str | None
     attempts: list[Attempt]
@@ -123,6 +148,7 @@ class Ranked(TypedDict):
     rank: int
     loss: float
     loss_sd: float | None
+    multiplier: dict[str, Any] | None
     replicates: list[Replicate]
     trial: Trial
 

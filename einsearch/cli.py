@@ -10,7 +10,7 @@ import typer
 
 from einlayers.errors import FieldError
 from einlayers.theta import Theta
-from einsearch import access, hooks, searching, trials
+from einsearch import access, hooks, searching, studying, trials
 from einsearch.answers import FINAL_STATES
 from einsearch.children import CannotStart
 from einsearch.client import Client, Refused, Unreachable
@@ -154,3 +154,4 @@ app.add_typer(searching.app)
 app.add_typer(trials.app)
 app.add_typer(access.keys, name="keys")
 app.add_typer(hooks.webhooks, name="webhooks")
+app.add_typer(studying.studies, name="studies")

@@ -23,6 +23,8 @@ from einsearch.answers import (
     Ranked,
     Search,
     Structure,
+    Study,
+    StudyKind,
     Trial,
     Webhook,
     WebhookDetail,
@@ -134,6 +136,23 @@ class Client:
         parameters = {"metrics": ",".join(metrics)}
         return [cast(Ranked, item) for item in self._items(f"{_path('searches', search_id)}/pareto", parameters)]
 
+    def submit_study(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Study:
+        """Begin a study, of the kind that ``spec`` says, once; see the studies in the API's documentation for the rest.
+
+        Raises:
+            KeyError: there is no such kind.
+        """
+        return cast(Study, self._post(_place(spec["kind"]), spec, key=idempotency_key or str(uuid.uuid4())))
+
+    def study(self, kind: StudyKind, study_id: str) -> Study:
+        """One study with its finding."""
+        return cast(Study, self._get(f"{_place(kind)}/{quote(study_id, safe='')}"))
+
+    def studies(self, kind: StudyKind) -> Iterator[Study]:
+        """All studies of a kind, newest first, page by page."""
+        for item in self._items(_place(kind), {}):
+            yield cast(Study, item)
+
     def trials(self, search_id: str, **filters: Unpack[TrialFilters]) -> Iterator[Trial]:
         """The trials of a search that pass the filters, by number or by a metric, page by page."""
         parameters = as_parameters(filters, TrialFilters)
@@ -231,6 +250,19 @@ class Client:
         headers = None if key is None else {"Idempotency-Key": key}
         repeatable = repeatable or key is not None
         return self._connection.call("POST", path, json=body, params=params, headers=headers, repeatable=repeatable)
+
+
+_PLACES: Mapping[StudyKind, str] = {
+    "baseline": "baselines",
+    "calibration": "calibrations",
+    "fidelity_study": "fidelity-studies",
+    "scaling_study": "scaling-studies",
+    "transfer_check": "transfer-checks",
+}
+
+
+def _place(kind: StudyKind) -> str:
+    return f"/v1/{_PLACES[kind]}"
 
 
 def _path(kind: str, identifier: str) -> str:

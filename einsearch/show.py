@@ -1,6 +1,6 @@
 """What the command line shows: tables, a structure on paper, a line for an event."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -39,12 +39,16 @@ def _show_ranked(console: Console, search: Search, ranked: Sequence[Ranked], tit
         console.print(f"{search['name']}: no structure has been trained to the end yet.")
         return
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for heading, justify in _BEST_COLUMNS:
+    has_worth = any(item["multiplier"] for item in ranked)
+    columns = [column for column in _BEST_COLUMNS if has_worth or column[0] != "worth"]
+    for heading, justify in columns:
         table.add_column(heading, justify=justify, no_wrap=heading not in ("theta", "seed"), overflow="fold")  # type: ignore[arg-type]  # rich's literal
     for item in ranked:
-        table.add_row(*_best_row(item))
+        table.add_row(*_best_row(item, has_worth))
     console.print(table)
     example, loss = units_of(search)
+    if has_worth:
+        console.print("worth: how many times its compute dense needs for that loss, with its 95% interval.")
     console.print(
         f"theta is (alpha|beta|gamma|delta|epsilon|phi|rho); MACs per {example}, forward; loss in {loss}, held out."
     )
@@ -134,11 +138,16 @@ _BEST_COLUMNS = (
     ("params", "right"),
     ("MACs", "right"),
     ("loss", "right"),
+    ("worth", "right"),
     ("seed", "right"),
 )
 
 
-def _best_row(item: Ranked) -> list[str]:
+def _worth(multiplier: Mapping[str, Any] | None) -> str:
+    return "" if multiplier is None else "{value:.2f} [{low:.2f}, {high:.2f}]".format_map(multiplier)
+
+
+def _best_row(item: Ranked, has_worth: bool) -> list[str]:
     trial = item["trial"]
     spread = "" if item["loss_sd"] is None else f" ± {item['loss_sd']:.4f}"
     return [
@@ -150,5 +159,6 @@ def _best_row(item: Ranked) -> list[str]:
         f"{trial['params']:,}",
         f"{trial['macs']:,}",
         f"{item['loss']:.4f}{spread}",
+        *([_worth(item["multiplier"])] if has_worth else []),
         ", ".join(str(replicate["seed"]) for replicate in item["replicates"]),
     ]

@@ -18,7 +18,7 @@ from einlayers.surgery import densify, param_groups
 from einlayers.theta import NAMED
 from search.proxies.char_lm import CharLM
 from workers.proxies.char_lm import CharLMProxy
-from workers.training import Task
+from workers.task import Task
 from workers.workspace import Workspace
 
 PROXY = CharLM(width=64, depth=2)
@@ -69,7 +69,8 @@ def _run(
 
 def _train(model: nn.Module, task: Task, proxy: CharLM, num_steps: int, check_every: int) -> Iterator[float]:
     """Train with a new optimiser at the rates for the layers that are there now; yield held-out losses on the way."""
-    groups = param_groups(model, proxy.base_lr, base=_base(proxy), input_lr_mult=proxy.INPUT_LR_MULT)
+    rate = proxy.base_lr or proxy.SHIPPED_LR
+    groups = param_groups(model, rate, base=_base(proxy), input_lr_mult=proxy.input_lr_mult)
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / WARMUP_STEPS))
     for step, batch in enumerate(islice(task.batches, num_steps), start=1):
@@ -86,7 +87,7 @@ def _train(model: nn.Module, task: Task, proxy: CharLM, num_steps: int, check_ev
 def _base(proxy: CharLM) -> nn.Module:
     """The dense model that the rate was tuned on; only its shapes count."""
     with torch.device("meta"):
-        return CharLMProxy(proxy).build(NAMED["dense"], proxy.BASE_WIDTH)
+        return CharLMProxy(proxy).build(NAMED["dense"], proxy.nearest_width(proxy.base_width))
 
 
 def _held_out(model: nn.Module, task: Task) -> float:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from einlayers.errors import FieldError
 from einlayers.theta import Theta
-from search.checks import Number, Whole, check_whole
+from search.checks import Number, Whole, check_number, check_whole
 from search.proxies.registry import ProxySpec
 
 MAX_RUNS = 10_000
@@ -16,14 +16,26 @@ MAX_RUNS = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One training of a structure; what is given here takes the place of what the proxy of the search says."""
+    """One training of a structure; what is given here takes the place of what the proxy of the search says. ``lr_mult``
+    multiplies the learning rate of the proxy, for who does not know it beforehand.
+
+    Raises:
+        FieldError: there are both a learning rate and a multiple of one.
+    """
 
     theta: Theta
     width: Whole | None = None
     train_flops: Number | None = None
     base_lr: Number | None = None
+    lr_mult: Number | None = None
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        if self.lr_mult is not None:
+            check_number("lr_mult", self.lr_mult, 1e-6, 1e6)
+            if self.base_lr is not None:
+                raise FieldError("lr_mult", expected="either base_lr or lr_mult", got=self.lr_mult)
 
     def on(self, proxy: ProxySpec) -> ProxySpec:
         """The proxy that it is trained on.
@@ -32,6 +44,8 @@ class Run:
             FieldError: a value is outside of what the proxy allows.
         """
         changes = {name: getattr(self, name) for name in ("width", "train_flops", "base_lr")}
+        if self.lr_mult is not None and proxy.base_lr is not None:
+            changes["base_lr"] = proxy.base_lr * self.lr_mult
         return replace(proxy, **{name: value for name, value in changes.items() if value is not None})
 
 

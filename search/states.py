@@ -1,4 +1,4 @@
-"""The state machines of searches, trials and attempts, written down once, as data."""
+"""The state machines of searches, trials, attempts and studies, written down once, as data."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -74,6 +74,14 @@ class AttemptState(State):
     CANCELLED = "CANCELLED"
 
 
+class StudyState(State):
+    """A study runs until its searches have ended, and has a finding then, or none."""
+
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+
+
 # By machine, because members of two machines with the same name are equal strings.
 _TRANSITIONS: Mapping[type[State], Mapping[State, frozenset[State]]] = {
     SearchState: {
@@ -88,5 +96,8 @@ _TRANSITIONS: Mapping[type[State], Mapping[State, frozenset[State]]] = {
     },
     AttemptState: {
         AttemptState.RUNNING: frozenset(set(AttemptState) - {AttemptState.RUNNING}),
+    },
+    StudyState: {
+        StudyState.RUNNING: frozenset({StudyState.COMPLETED, StudyState.FAILED}),
     },
 }

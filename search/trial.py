@@ -1,7 +1,8 @@
 """What crosses the border to a worker and back: a ``TrialSpec`` out, ``Report``s on the way, one ``Outcome`` last."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from einlayers.errors import FieldError
@@ -22,6 +23,8 @@ class TrialSpec:
     def __post_init__(self) -> None:
         check_whole("width", self.width, 1, 2**20)
         check_whole("seed", self.seed, 0, 2**63 - 1)
+        if self.proxy.base_lr is None:
+            raise FieldError("proxy", expected="a learning rate that was calibrated", got=self.proxy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +35,15 @@ class Report:
     examples: int
     train_flops: float
     loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coordinates:
+    """Of a kind of layer, how large its outputs are before training, and how far the first steps move them: root mean
+    squares over a batch. Where the learning rate transfers, neither depends on the width (2203.03466, appendix D.1)."""
+
+    features: float
+    updates: float
 
 
 class OutcomeKind(StrEnum):
@@ -47,15 +59,18 @@ class OutcomeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The end of a training run: a finite loss, or the reason why there is none; its curve; its time in seconds; the step
-    of the checkpoint that it continued from, 0 where it began anew."""
+    """The end of a training run: a finite loss, or the reason why there is none; its curve; its time in seconds, of the
+    clock and of the processor; the step of the checkpoint that it continued from, 0 where it began anew; the coordinates
+    of its kinds of layers, once they have been measured."""
 
     kind: OutcomeKind
     loss: float | None = None
     reason: str | None = None
     curve: tuple[Report, ...] = ()
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     resumed_step: int = 0
+    coordinates: Mapping[str, Coordinates] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.kind is OutcomeKind.COMPLETED) != (self.loss is not None and math.isfinite(self.loss)):

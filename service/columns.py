@@ -16,10 +16,10 @@ class AsJSON(TypeDecorator[T]):
     impl = JSON
     cache_ok = True
 
-    def __init__(self, value_type: type[T]) -> None:
+    def __init__(self, value_type: Any) -> None:
         super().__init__()
         self.value_type = value_type
-        self._adapter = TypeAdapter(value_type)
+        self._adapter: TypeAdapter[T] = TypeAdapter(value_type)
 
     def process_bind_param(self, value: T | None, dialect: Dialect) -> Any:
         """The JSON of a value."""

@@ -49,6 +49,7 @@ COLUMNS: Mapping[str, Type] = MappingProxyType(
         "history_size": "whole",
         "loss": "number",
         "seconds": "number",
+        "cpu_seconds": "number",
         "num_attempts": "whole",
         "excluded": "flag",
         "created_at": "time",

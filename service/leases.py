@@ -149,4 +149,5 @@ def _is_free() -> ColumnElement[bool]:
     """Whether a search wants a runner and has none that is alive."""
     resting = and_(Search.state == SearchState.PAUSED, Search.runner_id.is_not(None))
     living = exists().where(Runner.id == Search.runner_id, Runner.expires_at > database_time())
-    return and_(or_(Search.state.in_(ACTIVE), resting), or_(Search.runner_id.is_(None), ~living))
+    ready = or_(~Search.awaits_calibration, Search.state == SearchState.STOPPING)
+    return and_(or_(Search.state.in_(ACTIVE), resting), ready, or_(Search.runner_id.is_(None), ~living))

@@ -1,4 +1,4 @@
-"""The tables: searches, trials, attempts, learning curves, what follows from them; runners; who may, and who is told."""
+"""The tables: searches, trials, attempts, curves, what follows from them; studies; runners; who may, and who is told."""
 
 from bisect import bisect_left
 from dataclasses import dataclass, field, replace
@@ -13,9 +13,10 @@ from einlayers.dims import Dims
 from einlayers.theta import Theta
 from search.proxies.registry import ProxySpec
 from search.spec import SearchSpec
-from search.states import AttemptState, SearchState, TrialState
+from search.states import AttemptState, SearchState, StudyState, TrialState
 from search.structure import layer_dims
-from search.trial import Outcome
+from search.studies.registry import Finding, StudySpec
+from search.trial import Coordinates, Outcome
 from service.columns import AsJSON, UTCDateTime
 
 
@@ -83,6 +84,7 @@ class Reason(StrEnum):
     SPACE_EXHAUSTED = "SPACE_EXHAUSTED"
     USER = "USER"
     TOO_MANY_FAILURES = "TOO_MANY_FAILURES"
+    CALIBRATION_FAILED = "CALIBRATION_FAILED"
     ALL_TRIALS_FAILED = "ALL_TRIALS_FAILED"
 
 
@@ -110,6 +112,9 @@ class Search(Base):
     Every write to a search or to anything below it holds the lock of this row. So ``counts``, ``best_loss``,
     ``train_flops`` (reserved by its trials), ``num_retries`` and ``last_event`` are exact, and reading them counts nothing.
     A runner holds the lease of a search (``runner_id``, ``epoch``) for as long as the runner's own row has not expired.
+    ``task`` tells what its losses are losses of (``search.proxies.identity``), and ``transfers`` the structures for which
+    it was checked whether the learning rate transfers. While the learning rate of its proxy is open,
+    ``awaits_calibration``, no runner takes it; ``calibration_id`` is the study that says the rate.
     """
 
     __tablename__ = "searches"
@@ -131,6 +136,10 @@ class Search(Base):
     num_retries: Mapped[int] = mapped_column(default=0)
     seconds_before: Mapped[float] = mapped_column(default=0.0)
     last_event: Mapped[int] = mapped_column(BigInteger, default=0)
+    task: Mapped[str] = mapped_column(String(32), index=True)
+    transfers: Mapped[dict[str, bool]] = mapped_column(AsJSON(dict[str, bool]), default=dict)
+    awaits_calibration: Mapped[bool] = mapped_column(default=False, index=True)
+    calibration_id: Mapped[str | None] = mapped_column(String(32))
     runner_id: Mapped[str | None] = mapped_column(String(32), index=True)
     epoch: Mapped[int] = mapped_column(default=0)
     created_at: Mapped[datetime] = mapped_column(UTCDateTime)
@@ -177,6 +186,11 @@ class Search(Base):
             self.started_at = at
         if state.is_final:
             self.finished_at = at
+
+
+def operator_name(theta: Theta) -> str:
+    """The same for all thetas of the same operators."""
+    return " ".join(f"{exponent:.9g}" for exponent in theta.canonical().exponents)
 
 
 METRIC_COLUMNS = ("loss", "omega", "psi", "nu", "params", "macs", "seconds")
@@ -232,6 +246,8 @@ class Trial(Base):
     alone: Mapped[bool] = mapped_column(default=False)
     loss: Mapped[float | None]
     seconds: Mapped[float | None]
+    cpu_seconds: Mapped[float | None]
+    coordinates: Mapped[dict[str, Coordinates] | None] = mapped_column(AsJSON(dict[str, Coordinates]))
     finish_order: Mapped[int | None]
     excluded_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     excluded_reason: Mapped[str | None] = mapped_column(Text)
@@ -244,6 +260,11 @@ class Trial(Base):
     def proxy_in(self, search: Search) -> ProxySpec:
         """What it is trained on: the proxy of its search, with what its own run changes."""
         return replace(search.spec.proxy, train_flops=self.train_flops, base_lr=self.base_lr)
+
+    @property
+    def transfers(self) -> bool | None:
+        """Whether the learning rate transfers to this structure; None where nobody has checked."""
+        return self.search.transfers.get(operator_name(self.theta)) if self.search.transfers else None
 
     @property
     def dims(self) -> dict[str, Dims]:
@@ -319,6 +340,50 @@ class ParetoFront(Base):
     metrics: Mapped[str] = mapped_column(String(200), primary_key=True)
     seen: Mapped[int] = mapped_column(BigInteger)
     digests: Mapped[list[str]] = mapped_column(AsJSON(list[str]))
+
+
+class Study(Base):
+    """A measurement of a proxy: what was asked for, the searches that carry it out, and what was found.
+
+    ``task`` tells which proxies it says something about, ``proxy`` which one exactly, once its learning rate is known.
+    """
+
+    __tablename__ = "studies"
+    __table_args__ = (
+        Index(None, "kind", "created_at", "id"),
+        Index(None, "kind", "task"),
+        Index(None, "kind", "proxy"),
+    )
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(32))
+    name: Mapped[str] = mapped_column(String(200))
+    owner: Mapped[str] = mapped_column(String(64))
+    spec: Mapped[StudySpec] = mapped_column(AsJSON(StudySpec))
+    task: Mapped[str] = mapped_column(String(32))
+    proxy: Mapped[str | None] = mapped_column(String(32))
+    state: Mapped[StudyState] = mapped_column(_name(StudyState), default=StudyState.RUNNING, index=True)
+    reason: Mapped[str | None] = mapped_column(Text)
+    finding: Mapped[Finding | None] = mapped_column(AsJSON(Finding))
+    created_at: Mapped[datetime] = mapped_column(UTCDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
+
+    parts: Mapped[list["StudyPart"]] = relationship(lazy="raise", order_by="StudyPart.number")
+
+
+class StudyPart(Base):
+    """A plan of a study, and the search that carries it out, which studies that plan the same share. ``digest``: the same
+    for the same plans."""
+
+    __tablename__ = "study_parts"
+
+    study_id: Mapped[str] = mapped_column(ForeignKey("studies.id"), primary_key=True)
+    role: Mapped[str] = mapped_column(String(64), primary_key=True)
+    number: Mapped[int]
+    search_id: Mapped[str] = mapped_column(ForeignKey("searches.id"))
+    digest: Mapped[str] = mapped_column(String(32), index=True)
+
+    search: Mapped[Search] = relationship(lazy="raise")
 
 
 class Event(Base):

@@ -17,7 +17,8 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from einlayers.errors import FieldError
 from search.states import TrialState
-from service import repositories
+from search.studies.baseline import DenseFrontier, Multiplier
+from service import evidence, repositories
 from service.database import Database
 from service.errors import InvalidValue
 from service.listings import METRICS, TO_SHOW, Metric
@@ -32,11 +33,12 @@ _MAX_KEPT = 5_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedStructure:
     """A structure of a search at its place, counted from 1, with its replicates: the mean of their losses, its spread, and
-    each with its seed."""
+    each with its seed. ``multiplier``: against the dense baseline of the proxy, if there is one."""
 
     rank: int
     trial: Trial
     replicates: Sequence[Trial]
+    multiplier: Multiplier | None = None
 
     @property
     def loss(self) -> float:
@@ -186,10 +188,24 @@ def _ranked(session: Session, search_id: str, digests: Sequence[str], first_rank
     for trial in sorted(session.scalars(query), key=lambda trial: trial.number):
         if trial.state is TrialState.COMPLETED and trial.excluded_at is None:
             replicates[trial.digest].append(trial)
+    baseline = evidence.baseline_of(session, repositories.search_by_id(session, search_id).task)
     return [
-        RankedStructure(rank=rank, trial=replicates[digest][0], replicates=replicates[digest])
+        RankedStructure(
+            rank=rank,
+            trial=replicates[digest][0],
+            replicates=replicates[digest],
+            multiplier=_multiplier(baseline, replicates[digest]),
+        )
         for rank, digest in enumerate(digests, start=first_rank)
     ]
+
+
+def _multiplier(baseline: DenseFrontier | None, replicates: Sequence[Trial]) -> Multiplier | None:
+    losses = [trial.loss for trial in replicates if trial.loss is not None]
+    # A loss may be 0, which no frontier reaches.
+    if baseline is None or not all(loss > 0 for loss in losses):
+        return None
+    return baseline.multiplier(losses, replicates[0].train_flops)
 
 
 def _candidates(session: Session, search_id: str, goals: Sequence[Goal]) -> tuple[dict[str, Point], bool]:

@@ -12,14 +12,15 @@ from einlayers.errors import FieldError
 from einlayers.theta import NAMED
 from search.corpora import locate
 from search.proxies.char_lm import CharLM, FileCorpus
+from search.proxies.identity import task_digest
 from search.spec import Budget, SearchSpec
 from search.states import SearchState, TrialState
 from search.structure import Structure, structure_of
-from service import events, leases, listings, rankings, repositories
+from service import calibrations, events, evidence, leases, listings, rankings, repositories
 from service.clock import now
 from service.errors import InvalidValue, WrongState
 from service.keys import LOCAL, Caller
-from service.models import PauseMode, Reason, Search
+from service.models import PauseMode, Reason, Search, Study
 from service.paging import Page, PageRequest
 from service.rankings import RankedStructure
 from service.transitions import move_search
@@ -27,11 +28,13 @@ from service.transitions import move_search
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchDetail:
-    """A search as it is at a time, by the database's clock, and whether any runner is alive."""
+    """A search as it is at a time, by the database's clock, whether any runner is alive, and the study of the fidelity of
+    its proxy, if there is one."""
 
     search: Search
     at: datetime
     has_runner: bool
+    fidelity: Study | None = None
 
     @property
     def seconds(self) -> float:
@@ -83,6 +86,8 @@ def submit(session: Session, spec: SearchSpec, corpora_dir: Path | None, caller:
         InvalidValue: see ``validate``.
     """
     validate(spec, corpora_dir)
+    calibration = calibrations.find(session, spec.proxy)
+    spec = calibration.applied_to(spec)
     search = Search(
         id=secrets.token_hex(6),
         name=spec.name,
@@ -97,6 +102,10 @@ def submit(session: Session, spec: SearchSpec, corpora_dir: Path | None, caller:
         num_retries=0,
         seconds_before=0.0,
         last_event=0,
+        task=task_digest(spec.proxy),
+        transfers=evidence.transfers_of(session, task_digest(spec.proxy)),
+        awaits_calibration=spec.proxy.base_lr is None,
+        calibration_id=calibration.study_id,
         epoch=0,
     )
     session.add(search)
@@ -117,8 +126,11 @@ def detail(session: Session, search_id: str) -> SearchDetail:
 
 def details(session: Session, found: Sequence[Search]) -> list[SearchDetail]:
     """Searches as they are now."""
-    time, has_runner = now(session), bool(leases.alive(session))
-    return [SearchDetail(search=search, at=time, has_runner=has_runner) for search in found]
+    time, has_runner, fidelity = now(session), bool(leases.alive(session)), evidence.fidelity_of(session, found)
+    return [
+        SearchDetail(search=search, at=time, has_runner=has_runner, fidelity=fidelity.get(search.id))
+        for search in found
+    ]
 
 
 def listing(session: Session, page: PageRequest, *, owner: str | None = None) -> Page[SearchDetail]:
@@ -209,7 +221,7 @@ def conclude(session: Session, search: Search) -> None:
     num_failed = search.counts.get(TrialState.FAILED, 0)
     if reason is Reason.USER:
         move_search(session, search, SearchState.CANCELLED, reason)
-    elif reason is Reason.TOO_MANY_FAILURES:
+    elif reason in (Reason.TOO_MANY_FAILURES, Reason.CALIBRATION_FAILED):
         move_search(session, search, SearchState.FAILED, reason)
     elif 0 < num_failed == search.num_trials:
         move_search(session, search, SearchState.FAILED, Reason.ALL_TRIALS_FAILED)

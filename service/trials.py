@@ -60,7 +60,7 @@ def add(session: Session, search: Search, proposal: Proposal, origin: Origin = O
         params=structure.cost.params,
         macs=structure.cost.macs,
         train_flops=proposal.proxy.train_flops,
-        base_lr=proposal.proxy.base_lr,
+        base_lr=_rate(proposal),
         seed=proposal.seed,
         history_size=proposal.history_size,
         state=TrialState.PROPOSED,
@@ -73,6 +73,11 @@ def add(session: Session, search: Search, proposal: Proposal, origin: Origin = O
     announce(session, search, trial)
     session.add(trial)
     return trial
+
+
+def _rate(proposal: Proposal) -> float:
+    assert proposal.proxy.base_lr is not None, "a search proposes nothing before its proxy is calibrated"
+    return proposal.proxy.base_lr
 
 
 def enqueue(session: Session, search_id: str, theta: Theta, caller: Caller = LOCAL) -> Trial:
@@ -89,6 +94,8 @@ def enqueue(session: Session, search_id: str, theta: Theta, caller: Caller = LOC
         raise WrongState(f"search {search.id} is {search.state}; it takes no more trials")
     if isinstance(search.spec.sampler, Plan):
         raise WrongState(f"search {search.id} trains what its plan lists; it takes no other trials")
+    if search.awaits_calibration:
+        raise WrongState(f"search {search.id} waits for the calibration {search.calibration_id}; add trials after it")
     if search.num_unproposed == 0:
         raise BudgetExhausted(search.id)
     structure = structure_of(theta, search.spec.proxy)
@@ -176,7 +183,8 @@ def _record_end(session: Session, search: Search, attempt: Attempt, outcome: Out
     else:
         cancelled = outcome.kind is OutcomeKind.CANCELLED
         end_attempt(session, attempt, AttemptState.CANCELLED if cancelled else AttemptState.ENDED, outcome.reason)
-        trial.loss, trial.seconds = outcome.loss, outcome.seconds
+        trial.loss, trial.seconds, trial.cpu_seconds = outcome.loss, outcome.seconds, outcome.cpu_seconds
+        trial.coordinates = dict(outcome.coordinates)
         end(session, search, trial, _ENDS[outcome.kind], outcome.reason)
 
 

@@ -21,7 +21,7 @@ from service.leases import Lease
 from service.models import Base, Search, Trial
 from service.transitions import move_search
 
-TINY = CharLM(dense_width=8, num_heads=1, depth=1, context=16, batch_size=8, train_flops=1e6)
+TINY = CharLM(dense_width=8, num_heads=1, depth=1, context=16, batch_size=8, train_flops=1e6, base_lr=5e-3)
 """A proxy whose trials take some ten milliseconds."""
 
 SPEC = SearchSpec(name="test", budget=Budget(max_trials=10), proxy=TINY)

@@ -25,7 +25,7 @@ from search.trial import Report, TrialSpec
 KEEP_DAYS = 60.0
 """Days after which a checkpoint is taken to be forgotten. Its trial, if it still waits, begins anew."""
 
-_FORMAT = 1
+_FORMAT = 2
 _KEY = re.compile(r"(?P<trial>[A-Za-z0-9]{1,64}-[0-9]{1,12})-(?P<attempt>[0-9]{1,12})")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _UNREADABLE = (OSError, EOFError, pickle.UnpicklingError, RuntimeError, ValueError, LookupError, TypeError)
@@ -36,11 +36,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A run between two steps: ``training`` as ``Training.state_dict`` gives it, its curve and its seconds so far."""
+    """A run between two steps: ``training`` as ``Training.state_dict`` gives it, its curve, and its seconds so far: those of
+    the clock and of the processor."""
 
     training: dict[str, Any]
     curve: tuple[Report, ...]
     seconds: float
+    cpu_seconds: float
 
 
 class Checkpoints:
@@ -115,6 +117,7 @@ def _encode(checkpoint: Checkpoint, mark: str) -> bytes:
     buffer = io.BytesIO()
     curve = [asdict(report) for report in checkpoint.curve]
     content = {"for": mark, "training": checkpoint.training, "curve": curve, "seconds": checkpoint.seconds}
+    content["cpu_seconds"] = checkpoint.cpu_seconds
     torch.save(content, buffer)
     payload = buffer.getvalue()
     return hashlib.sha256(payload).digest() + payload
@@ -129,7 +132,9 @@ def _read(path: Path, mark: str) -> Checkpoint:
     if saved["for"] != mark:
         raise ValueError("it was made for another structure, other settings or another version of torch")
     curve = tuple(Report(**report) for report in saved["curve"])
-    return Checkpoint(training=saved["training"], curve=curve, seconds=saved["seconds"])
+    return Checkpoint(
+        training=saved["training"], curve=curve, seconds=saved["seconds"], cpu_seconds=saved["cpu_seconds"]
+    )
 
 
 def _attempt_of(path: Path) -> int:

@@ -87,9 +87,10 @@ class _Run:
         self._files = Checkpoints(folder, key, spec) if folder and key is not None else None
         self._macs = spec.proxy.cost(spec.theta, spec.width).macs
         self._curve: list[Report] = []
-        self._started = time.perf_counter()
+        self._started, self._cpu_started = time.perf_counter(), time.process_time()
         self._next_checkpoint = math.inf
         self._resumed_step = 0
+        self._training: Training | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -102,7 +103,12 @@ class _Run:
     def outcome(self, device: str) -> Outcome:
         """Train; every way in which that can end, but a fault, is an outcome."""
         return replace(
-            self._end(device), curve=tuple(self._curve), seconds=self._seconds(), resumed_step=self._resumed_step
+            self._end(device),
+            curve=tuple(self._curve),
+            seconds=self._seconds(),
+            cpu_seconds=self._cpu_seconds(),
+            resumed_step=self._resumed_step,
+            coordinates=self._training.probe.found if self._training else {},
         )
 
     def forget(self) -> None:
@@ -137,7 +143,9 @@ class _Run:
             param_groups(model, spec.proxy),
             proxy.task(spec.seed, self._workspace, torch.device(device)),
             num_steps=spec.proxy.num_steps(self._macs),
+            warmup_steps=spec.proxy.warmup_steps,
         )
+        self._training = training
         self._resume(training)
         self._next_checkpoint = time.perf_counter() + self._workspace.checkpoint_every
         return train(training, record=self._record, before_step=self._before_step)
@@ -149,6 +157,7 @@ class _Run:
             self._resumed_step = training.step
             self._curve = list(saved.curve)
             self._started -= saved.seconds
+            self._cpu_started -= saved.cpu_seconds
 
     def _before_step(self, training: Training) -> None:
         if self._should_stop():
@@ -164,7 +173,12 @@ class _Run:
             return
         try:
             self._files.write(
-                Checkpoint(training=training.state_dict(), curve=tuple(self._curve), seconds=self._seconds())
+                Checkpoint(
+                    training=training.state_dict(),
+                    curve=tuple(self._curve),
+                    seconds=self._seconds(),
+                    cpu_seconds=self._cpu_seconds(),
+                )
             )
         except OSError as error:
             # What is lost is time, if the slot is lost too; a full disk is no reason to lose the trial now.
@@ -179,6 +193,9 @@ class _Run:
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._started
+
+    def _cpu_seconds(self) -> float:
+        return time.process_time() - self._cpu_started
 
 
 def _in_a_line(error: BaseException) -> str:

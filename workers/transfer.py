@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from einlayers import optim
+from einlayers.errors import FieldError
 from einlayers.muon import Group
 from einlayers.theta import NAMED
 from search.proxies.registry import ProxySpec
@@ -16,9 +17,15 @@ from workers.proxies.registry import proxy_for
 
 
 def param_groups(model: nn.Module, settings: ProxySpec) -> list[Group]:
-    """Adam's parameter groups, one per learning rate, for a model of the proxy with these settings."""
+    """Adam's parameter groups, one per learning rate, for a model of the proxy with these settings.
+
+    Raises:
+        FieldError: the settings leave the rate open.
+    """
+    if settings.base_lr is None:
+        raise FieldError("base_lr", expected="the calibrated learning rate of the proxy", got=None)
     with torch.random.fork_rng():  # of the model that the rate was tuned on, only the shapes count
-        base = proxy_for(settings).build(NAMED["dense"], settings.BASE_WIDTH)
+        base = proxy_for(settings).build(NAMED["dense"], settings.nearest_width(settings.base_width))
     return optim.param_groups(
-        model, settings.base_lr, base=base, optimizer="adam", input_lr_mult=settings.INPUT_LR_MULT
+        model, settings.base_lr, base=base, optimizer="adam", input_lr_mult=settings.input_lr_mult
     )

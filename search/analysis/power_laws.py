@@ -11,7 +11,6 @@ hand moves the exponents. The answers say where the runs were: a law knows nothi
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -19,69 +18,13 @@ import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from einlayers.errors import FieldError
+from search.studies.laws import PowerLaw, Range, SizeLaw
 
 HUBER_DELTA = 1e-2
 """Residuals of log L beyond this count linearly: about the noise between seeds, so that what is worse than noise weighs
 less."""
 
 Values = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Range:
-    """From where to where there were runs."""
-
-    low: float
-    high: float
-
-    def holds(self, value: float) -> bool:
-        """Whether a value is among them, or next to them by rounding."""
-        return self.low * (1 - 1e-9) <= value <= self.high * (1 + 1e-9)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PowerLaw:
-    """``L(C) = irreducible + scale * C^-exponent``, fitted to runs of this range of compute."""
-
-    irreducible: float
-    scale: float
-    exponent: float
-    compute: Range
-
-    def loss(self, compute: float) -> float:
-        """The loss that so much compute buys."""
-        return self.irreducible + self.scale * float(compute**-self.exponent)
-
-    def compute_for(self, loss: float) -> float:
-        """The compute that a loss takes; infinite where none is enough."""
-        if loss <= self.irreducible:
-            return math.inf
-        return float((self.scale / (loss - self.irreducible)) ** (1 / self.exponent))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SizeLaw:
-    """``L(N, D) = irreducible + params_scale N^-params_exponent + data_scale D^-data_exponent``, fitted to runs of these
-    ranges of parameters and of examples."""
-
-    irreducible: float
-    params_scale: float
-    params_exponent: float
-    data_scale: float
-    data_exponent: float
-    params: Range
-    data: Range
-
-    def loss(self, params: float, data: float) -> float:
-        """The loss of a model of this size after so many examples."""
-        of_params = self.params_scale * float(params**-self.params_exponent)
-        return self.irreducible + of_params + self.data_scale * float(data**-self.data_exponent)
-
-    def best_params(self, compute: float, flops_per_example: float = 6.0) -> float:
-        """The size at which ``flops_per_example`` FLOPs a parameter and example give the lowest loss (2203.15556, eq. 4)."""
-        a, b = self.params_exponent, self.data_exponent
-        ratio = (a * self.params_scale / (b * self.data_scale)) ** (1 / (a + b))
-        return float(ratio * (compute / flops_per_example) ** (b / (a + b)))
 
 
 def fit_power_law(compute: Sequence[float], losses: Sequence[float], *, near: PowerLaw | None = None) -> PowerLaw:
@@ -101,14 +44,15 @@ def fit_power_law(compute: Sequence[float], losses: Sequence[float], *, near: Po
         )
 
     lowest = y_P.min()
-    if near is None:
-        starts = [
-            (lowest + math.log(share), math.log1p(-share) + y_P.mean(), math.log(exponent))
-            for share, exponent in product((0.01, 0.3, 0.6, 0.9), (0.03, 0.1, 0.3, 1.0))
-        ]
-    else:
+    # From where all of the loss seems reducible no step leads back: several shares, also near a law that is known.
+    shares, exponents = ((0.01, 0.3, 0.6, 0.9), (0.03, 0.1, 0.3, 1.0)) if near is None else ((0.3, 0.8), (0.3,))
+    starts = [
+        (lowest + math.log(share), math.log1p(-share) + y_P.mean(), math.log(exponent))
+        for share, exponent in product(shares, exponents)
+    ]
+    if near is not None:
         scale = math.log(near.scale) - near.exponent * centre
-        starts = [(math.log(near.irreducible), scale, math.log(near.exponent))]
+        starts.append((math.log(near.irreducible), scale, math.log(near.exponent)))
     irreducible, scale, exponent = np.exp(_best_fit(predict, y_P, starts))
     return PowerLaw(
         irreducible=float(irreducible),
@@ -118,8 +62,10 @@ def fit_power_law(compute: Sequence[float], losses: Sequence[float], *, near: Po
     )
 
 
-def fit_size_law(params: Sequence[float], data: Sequence[float], losses: Sequence[float]) -> SizeLaw:
-    """The law of both sizes through points.
+def fit_size_law(
+    params: Sequence[float], data: Sequence[float], losses: Sequence[float], *, near: SizeLaw | None = None
+) -> SizeLaw:
+    """The law of both sizes through points; ``near``: one that was found for almost the same points, to start from.
 
     Raises:
         FieldError: there are fewer than 6 points, or a value is not a positive number.
@@ -141,7 +87,12 @@ def fit_size_law(params: Sequence[float], data: Sequence[float], losses: Sequenc
 
     lowest, middle = y_P.min(), y_P.mean()
     starts = []
-    for share, a, b in product((0.05, 0.5, 0.9), (0.1, 0.4, 1.0), (0.1, 0.4, 1.0)):
+    if near is not None:
+        n_scale = math.log(near.params_scale) - near.params_exponent * n_centre
+        d_scale = math.log(near.data_scale) - near.data_exponent * d_centre
+        exponents = math.log(near.params_exponent), math.log(near.data_exponent)
+        starts = [(math.log(near.irreducible), n_scale, exponents[0], d_scale, exponents[1])]
+    for share, a, b in () if near else product((0.05, 0.5, 0.9), (0.1, 0.4, 1.0), (0.1, 0.4, 1.0)):
         half = middle + math.log((1 - share) / 2)
         starts.append((lowest + math.log(share), half, math.log(a), half, math.log(b)))
     irreducible, n_scale, n_exponent, d_scale, d_exponent = np.exp(_best_fit(predict, y_P, starts))
@@ -182,7 +133,7 @@ def _best_fit(
             bounds=(-60.0, 60.0),
             loss="huber",
             f_scale=HUBER_DELTA,
-            max_nfev=300,
+            max_nfev=100,
         )
         for start in starts
     ]

@@ -7,39 +7,19 @@ its own. What is reported is for one replicate against another, because that is 
 # S structures, R replicates, N draws of the bootstrap
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
 from einlayers.errors import FieldError
+from search.studies.estimates import Agreement, Correlation, Estimate
 
 Losses = npt.NDArray[np.float64]
 
 _LEVEL = 0.95
 _NUM_DRAWS = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """A number and its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
-    """How well the replicates of the same structures agree: rank correlations between two of them, on average over all
-    pairs (with an interval over structures) and in the worst pair."""
-
-    spearman: Estimate
-    lowest_spearman: float
-    kendall: Estimate
-    num_structures: int
-    num_replicates: int
+_NUM_SPLITS = 100
 
 
 def spearman(first: Losses, second: Losses) -> float:
@@ -78,11 +58,32 @@ def agreement(losses_SR: Losses, *, seed: int = 0) -> Agreement:
     )
 
 
-def correlation(first_S: Losses, second_S: Losses, *, seed: int = 0) -> Estimate:
-    """Spearman's rank correlation of two rankings of the same structures, with an interval over structures."""
-    return _over_structures(
-        lambda losses: float(_spearman_matrix(losses)[0, 1]), _side_by_side(first_S, second_S), seed
+def correlation(first_S: Losses, second_S: Losses, *, seed: int = 0) -> Correlation:
+    """The rank correlations of two rankings of the same structures, with intervals over structures."""
+    both_S2 = _side_by_side(first_S, second_S)
+    return Correlation(
+        spearman=_over_structures(lambda losses: _mean_of_pairs(_spearman_matrix(losses)), both_S2, seed),
+        kendall=_over_structures(lambda losses: _mean_of_pairs(_kendall_matrix(losses)), both_S2, seed),
     )
+
+
+def between_means(losses_SR: Losses, count: int, *, seed: int = 0) -> float:
+    """Spearman's rank correlation of the mean over ``count`` replicates with the mean over ``count`` other ones, on average
+    over many ways to choose them.
+
+    Raises:
+        FieldError: there are fewer than twice as many replicates.
+    """
+    num_replicates = losses_SR.shape[1]
+    if not 1 <= count <= num_replicates // 2:
+        raise FieldError("count", expected=f"1 to half of {num_replicates} replicates", got=count)
+    draw = np.random.default_rng(seed)
+    found = []
+    for _ in range(_NUM_SPLITS):
+        order = draw.permutation(num_replicates)
+        one, other = losses_SR[:, order[:count]], losses_SR[:, order[count : 2 * count]]
+        found.append(spearman(one.mean(axis=1), other.mean(axis=1)))
+    return float(np.mean(found))
 
 
 def top_overlap(losses_SR: Losses, count: int) -> int:
@@ -99,7 +100,7 @@ def _spearman_matrix(losses_SR: Losses) -> Losses:
 
 def _kendall_matrix(losses_SR: Losses) -> Losses:
     """Of every two replicates: ``(R, R)``."""
-    losses_RS = losses_SR.T
+    losses_RS = rankdata(losses_SR, axis=0).T  # of two that are infinite neither is lower
     order_RSS = np.sign(losses_RS[:, :, None] - losses_RS[:, None, :])
     return _cosines(order_RSS.reshape(len(losses_RS), -1))
 

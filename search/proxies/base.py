@@ -48,6 +48,10 @@ class ProxySettings(ABC):
     nearest those of the dense model at ``dense_width``, so that equal compute is also equal data. One fixed width ranks
     reproducibly and wrongly; it is there only to be asked for.
 
+    ``base_lr`` is the learning rate of the dense model at about ``base_width``, which muP carries to every other model; by
+    default it is calibrated there. Embeddings, gains and biases have ``input_lr_mult`` times that rate at every width. The
+    rate rises over ``warmup_steps``, at most a tenth of all steps, and is constant then.
+
     Raises:
         FieldError: a value is outside its range.
     """
@@ -58,13 +62,13 @@ class ProxySettings(ABC):
     depth: Whole
     batch_size: Whole
     train_flops: Number
-    base_lr: Number
+    base_lr: Number | None = None
+    base_width: Whole
+    input_lr_mult: Number
+    warmup_steps: Whole = 50
 
-    BASE_WIDTH: ClassVar[int]
-    """The dense width at which ``base_lr`` is the tuned learning rate; muP carries it to every other model."""
-
-    INPUT_LR_MULT: ClassVar[float]
-    """The rate of embeddings, gains and biases against ``base_lr``, tuned once with it on the dense model."""
+    SHIPPED_LR: ClassVar[float]
+    """The learning rate that was calibrated for the default settings; where a calibration of other ones looks around."""
 
     def __post_init__(self) -> None:
         for name in ("dense_width", "width"):
@@ -74,7 +78,11 @@ class ProxySettings(ABC):
         check_whole("depth", self.depth, 1, 96)
         check_whole("batch_size", self.batch_size, 1, 65_536)
         check_number("train_flops", self.train_flops, 1e6, 1e21)
-        check_number("base_lr", self.base_lr, 1e-8, 1e8)
+        if self.base_lr is not None:
+            check_number("base_lr", self.base_lr, 1e-8, 1e8)
+        check_whole("base_width", self.base_width, 1, 4096)
+        check_number("input_lr_mult", self.input_lr_mult, 1e-4, 1e4)
+        check_whole("warmup_steps", self.warmup_steps, 1, 1_000_000)
 
     @property
     def width_step(self) -> int:
@@ -110,7 +118,17 @@ class ProxySettings(ABC):
 
     def width_for(self, theta: Theta) -> int:
         """The width of this structure: the fixed one, or the one that costs what the dense model costs."""
-        return self.width if self.width is not None else _matched_width(self, theta)
+        if self.width is not None:
+            return self.width
+        return self.width_near(theta, self.cost(NAMED["dense"], self.dense_width).macs)
+
+    def width_near(self, theta: Theta, macs: float) -> int:
+        """The width at which this structure costs about so many MACs per example."""
+        return _width_near(self, theta, macs)
+
+    def nearest_width(self, width: float) -> int:
+        """The width nearest to this one that the model can have."""
+        return max(1, round(width / self.width_step)) * self.width_step
 
     def candidate_widths(self) -> Iterator[int]:
         """The widths that a model may have: every multiple of ``width_step``, later on in steps of under 2%."""
@@ -125,8 +143,7 @@ class ProxySettings(ABC):
 
 
 @lru_cache(maxsize=4096)
-def _matched_width(proxy: ProxySettings, theta: Theta) -> int:
-    target = proxy.cost(NAMED["dense"], proxy.dense_width).macs
+def _width_near(proxy: ProxySettings, theta: Theta, target: float) -> int:
     nearest, smallest_gap = proxy.width_step, float("inf")
     for width in proxy.candidate_widths():
         # The rest of the model grows with the width whatever the structure: once it alone is too much, so is the whole.

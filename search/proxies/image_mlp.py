@@ -18,11 +18,11 @@ class ImageMLP(MLPSettings):
     depth: Whole = 3
     batch_size: Whole = 256
     train_flops: Number = 1e10
-    base_lr: Number = 4e-3
+    base_width: Whole = 64
+    input_lr_mult: Number = 1.0
     images: Images = field(default_factory=Digits)
 
-    BASE_WIDTH: ClassVar[int] = 64
-    INPUT_LR_MULT: ClassVar[float] = 1.0
+    SHIPPED_LR: ClassVar[float] = 4e-3
 
     __pydantic_config__: ClassVar = NAMED_BY_KIND
 

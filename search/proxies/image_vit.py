@@ -21,11 +21,11 @@ class ImageViT(ProxySettings):
     patch_size: Whole = 2
     batch_size: Whole = 16
     train_flops: Number = 1e11
-    base_lr: Number = 8e-3
+    base_width: Whole = 32
+    input_lr_mult: Number = 4.0
     images: Images = field(default_factory=Digits)
 
-    BASE_WIDTH: ClassVar[int] = 32
-    INPUT_LR_MULT: ClassVar[float] = 4.0
+    SHIPPED_LR: ClassVar[float] = 8e-3
 
     __pydantic_config__: ClassVar = NAMED_BY_KIND
 

@@ -19,11 +19,11 @@ class NextPixel(TransformerSettings):
     num_heads: Whole = 4
     batch_size: Whole = 8
     train_flops: Number = 1e11
-    base_lr: Number = 5e-3
+    base_width: Whole = 32
+    input_lr_mult: Number = 4.0
     images: Images = field(default_factory=Digits)
 
-    BASE_WIDTH: ClassVar[int] = 32
-    INPUT_LR_MULT: ClassVar[float] = 4.0
+    SHIPPED_LR: ClassVar[float] = 5e-3
 
     __pydantic_config__: ClassVar = NAMED_BY_KIND
 

@@ -25,10 +25,10 @@ class Regression(MLPSettings):
     teacher_seed: Whole = 42
     batch_size: Whole = 256
     train_flops: Number = 1e11
-    base_lr: Number = 5e-3
+    base_width: Whole = 64
+    input_lr_mult: Number = 1.0
 
-    BASE_WIDTH: ClassVar[int] = 64
-    INPUT_LR_MULT: ClassVar[float] = 1.0
+    SHIPPED_LR: ClassVar[float] = 5e-3
 
     __pydantic_config__: ClassVar = NAMED_BY_KIND
 

@@ -11,6 +11,7 @@ from api.app import create_app
 from service.settings import Settings
 from tests.api.local import LocalClient
 
+STUDIES = ("baselines", "calibrations", "fidelity-studies", "scaling-studies", "transfer-checks")
 CALLS = {
     "POST /v1/searches",
     "POST /v1/searches:validate",
@@ -37,6 +38,9 @@ CALLS = {
     "GET /v1/webhooks/{webhook_id}",
     "DELETE /v1/webhooks/{webhook_id}",
     "POST /v1/webhooks/{webhook_id}:test",
+    *(f"GET /v1/{plural}" for plural in STUDIES),
+    *(f"GET /v1/{plural}/{{study_id}}" for plural in STUDIES),
+    *(f"POST /v1/{plural}" for plural in STUDIES),
     "GET /healthz",
     "GET /readyz",
     "GET /metrics",
@@ -113,7 +117,8 @@ class TestDocument:
     def test_takes_a_key_of_the_senders_choice_wherever_something_is_made(self, operations: dict[str, Any]) -> None:
         repeatable = {call for call, operation in operations.items() if "Idempotency-Key" in str(operation)}
         assert repeatable == {call for call, operation in operations.items() if "201" in operation["responses"]}
-        assert repeatable == {"POST /v1/searches", "POST /v1/searches/{search_id}/trials", "POST /v1/webhooks"}
+        made = {"POST /v1/searches", "POST /v1/searches/{search_id}/trials", "POST /v1/webhooks"}
+        assert repeatable == made | {f"POST /v1/{plural}" for plural in STUDIES}
 
     def test_says_of_every_refusal_that_it_is_a_problem(self, operations: dict[str, Any]) -> None:
         for call, operation in operations.items():

@@ -69,6 +69,7 @@ SEARCHES = [
         _case(pointer, value, "number")
         for pointer in ("/proxy/train_flops", "/proxy/base_lr")
         for value in (*NO_NUMBERS, *NO_NUMBERS_AT_ALL)
+        if (pointer, value) != ("/proxy/base_lr", None)
     ),
     *(_case(pointer, value, "got") for pointer in OBJECTS for value in NO_OBJECTS),
     *(

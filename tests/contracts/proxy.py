@@ -13,7 +13,7 @@ from einlayers.linear import EinsumLinear
 from einlayers.theta import NAMED
 from search.proxies.registry import ProxySpec
 from workers.proxies.registry import proxy_for
-from workers.training import Batch, Task
+from workers.task import Batch, Task
 from workers.workspace import Workspace
 
 FLOPS_PER_MAC = 2

@@ -92,7 +92,7 @@ class TestAdam:
         with torch.device("meta"):
             base = gpt(32, 2, dense_linear)
         model = gpt(width, 3, linear_factory(NAMED[name]))
-        ours = param_groups(model, LR, base=base, optimizer="adam", input_lr_mult=CharLM.INPUT_LR_MULT)
+        ours = param_groups(model, LR, base=base, optimizer="adam", input_lr_mult=CharLM().input_lr_mult)
         theirs = transfer.param_groups(model, CharLM(context=16, depth=3, base_lr=LR))
         assert settings(model, ours) == pytest.approx(settings(model, theirs), rel=EXACT)
         assert settings(model, ours, "weight_decay").keys() == dict(model.named_parameters()).keys()

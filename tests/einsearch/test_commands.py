@@ -1,9 +1,11 @@
 """The commands against a service that says what a test wrote down; the real service is in ``tests/e2e``."""
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -189,6 +191,48 @@ class TestWebhooks:
         server.says(json_answer({"ok": False, "status": 500, "seconds": 0.1, "error": "answered 500"}))
         done = einsearch("webhooks", "test", "0c")
         assert (done.status, done.out) == (1, "answered 500\n")
+
+
+class TestStudies:
+    STUDY: ClassVar = {
+        **{"id": "0c", "kind": "calibration", "name": "rates", "owner": "local", "state": "COMPLETED", "reason": None},
+        **{"searches": {"warm-up of 50 steps": "5f"}, "spec": {}, "finished_at": None},
+        "created_at": "2026-01-01T00:00:00Z",
+        "finding": {
+            **{"kind": "calibration", "base_lr": 0.01, "warmup_steps": 50, "loss": 2.0, "bracketed": False},
+            "sweep": [
+                {"base_lr": 0.005, "warmup_steps": 50, "losses": [2.5], "loss": 2.5},
+                {"base_lr": 0.01, "warmup_steps": 50, "losses": [2.0], "loss": 2.0},
+                {"base_lr": 0.02, "warmup_steps": 50, "losses": [None], "loss": None},
+            ],
+        },
+    }
+
+    def test_are_begun_in_the_place_of_their_kind(self, server: Scripted, einsearch: Type, tmp_path: Path) -> None:
+        (tmp_path / "study.json").write_text('{"kind": "calibration", "name": "rates"}')
+        server.says(json_answer(self.STUDY, 201))
+        assert einsearch("studies", "submit", str(tmp_path / "study.json")).out == "calibration 0c\n"
+        assert server.asked[0].path == "/v1/calibrations"
+        (tmp_path / "study.json").write_text('{"kind": "guess"}')
+        refused = einsearch("studies", "submit", str(tmp_path / "study.json"))
+        assert refused.status == 2
+        assert "guess" in refused.err
+
+    def test_are_listed_by_kind(self, server: Scripted, einsearch: Type) -> None:
+        server.says(page(self.STUDY))
+        assert "rates" in einsearch("studies", "list", "calibration").out
+        assert einsearch("studies", "list", "guess").status == 2
+
+    def test_show_what_they_found(self, server: Scripted, einsearch: Type) -> None:
+        server.says(json_answer(self.STUDY))
+        shown = einsearch("studies", "show", "calibration", "0c").out
+        for text in ("completed", "2.5000", "best", "diverged", "calibrate again around it"):
+            assert text in shown
+        assert json.loads(einsearch("studies", "show", "calibration", "0c", "--json").out) == self.STUDY
+
+    def test_show_their_searches_until_they_have_found_it(self, server: Scripted, einsearch: Type) -> None:
+        server.says(json_answer({**self.STUDY, "state": "RUNNING", "finding": None}))
+        assert "warm-up of 50 steps: search 5f" in einsearch("studies", "show", "calibration", "0c").out
 
 
 class TestRefusals:

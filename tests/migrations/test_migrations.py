@@ -7,9 +7,10 @@ from sqlalchemy import Engine, inspect
 from sqlalchemy.exc import IntegrityError
 
 from einlayers.theta import NAMED
+from search.studies.calibration import Calibration
 from service import migrate
 from service.database import Database
-from service.models import ApiKey, Base, Delivery, IdempotencyKey, ParetoFront, Search, Webhook
+from service.models import ApiKey, Base, Delivery, IdempotencyKey, ParetoFront, Search, Study, StudyPart, Webhook
 from tests.rows import Rows, contents
 
 REVISIONS = [script.revision for script in ScriptDirectory.from_config(migrate.configuration("")).walk_revisions()]
@@ -45,7 +46,10 @@ def _fill(rows: Rows) -> None:
         session.add(
             Webhook(id="hook", owner="a", url="http://a", secret="b", search_id=search_id, kinds=[], created_at=time)
         )
+        study = {"kind": "calibration", "name": "a", "owner": "a", "spec": Calibration(name="a"), "task": "a"}
+        session.add(Study(id="study", created_at=time, **study))
         session.flush()
+        session.add(StudyPart(study_id="study", role="a", number=0, search_id=search_id, digest="a"))
         session.add(Delivery(webhook_id="hook", search_id=search_id, delivered=1, failures=0, not_before=time))
 
 

@@ -9,7 +9,7 @@ from search.samplers.base import Sampler
 from search.spec import Budget, SearchSpec
 from search.states import TrialState
 
-TINY = CharLM(dense_width=8, num_heads=2, depth=1, context=8, batch_size=1, train_flops=1e6)
+TINY = CharLM(dense_width=8, num_heads=2, depth=1, context=8, batch_size=1, train_flops=1e6, base_lr=5e-3)
 RUNS = (
     Run(theta=NAMED["btt"]),
     Run(theta=NAMED["btt"], width=12, train_flops=4e6),

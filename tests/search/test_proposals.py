@@ -11,7 +11,7 @@ from search.spec import Budget, Constraints, Random, SamplerSpec, SearchSpec, Sp
 from search.states import TrialState
 from search.structure import structure_of
 
-TINY = CharLM(dense_width=8, num_heads=1, depth=1, context=8, batch_size=1, train_flops=1e6)
+TINY = CharLM(dense_width=8, num_heads=1, depth=1, context=8, batch_size=1, train_flops=1e6, base_lr=5e-3)
 
 End = Callable[[Proposal], PastTrial]
 

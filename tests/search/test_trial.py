@@ -22,10 +22,14 @@ class TestTrialSpec:
     def test_refuses_what_cannot_be_trained_and_names_it(self, field: str, value: object) -> None:
         numbers: dict[str, object] = {"width": 32, "seed": 0, field: value}
         with pytest.raises(FieldError, match=f"^{field}: expected a whole number"):
-            TrialSpec(theta=NAMED["btt"], proxy=CharLM(), **numbers)  # type: ignore[arg-type]  # the point of the test
+            TrialSpec(theta=NAMED["btt"], proxy=CharLM(base_lr=5e-3), **numbers)  # type: ignore[arg-type]  # the point of the test
+
+    def test_needs_a_learning_rate(self) -> None:
+        with pytest.raises(FieldError, match="proxy: expected a learning rate that was calibrated"):
+            TrialSpec(theta=NAMED["btt"], proxy=CharLM(), width=32, seed=0)
 
     def test_crosses_a_process_border_whole(self) -> None:
-        spec = TrialSpec(theta=NAMED["btt"], proxy=CharLM(), width=32, seed=2**63 - 1)
+        spec = TrialSpec(theta=NAMED["btt"], proxy=CharLM(base_lr=5e-3), width=32, seed=2**63 - 1)
         assert pickle.loads(pickle.dumps(spec)) == spec
 
 
@@ -68,6 +72,10 @@ class TestOutcome:
     def test_gives_no_excuse_where_it_completed(self) -> None:
         with pytest.raises(FieldError, match=r"^reason: "):
             Outcome(kind=OutcomeKind.COMPLETED, loss=2.5, reason="why")
+
+    def test_needs_a_learning_rate(self) -> None:
+        with pytest.raises(FieldError, match="proxy: expected a learning rate that was calibrated"):
+            TrialSpec(theta=NAMED["btt"], proxy=CharLM(), width=32, seed=0)
 
     def test_crosses_a_process_border_whole(self) -> None:
         outcome = Outcome.completed(loss=2.5, curve=CURVE)

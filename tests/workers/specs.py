@@ -14,6 +14,7 @@ MICRO = CharLM(
     context=16,
     batch_size=4,
     train_flops=2e7,
+    base_lr=5e-3,
     corpus=FileCorpus(path="corpus.txt"),
 )
 

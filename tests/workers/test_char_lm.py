@@ -20,7 +20,7 @@ from tests.contracts.proxy import ProxyContract
 from tests.workers.specs import MICRO, micro_trial
 from workers.proxies.char_lm import EVALUATION_TOKENS, next_token_loss
 from workers.proxies.registry import proxy_for
-from workers.training import Batch, Task
+from workers.task import Batch, Task
 from workers.workspace import Workspace
 
 ALPHABET = "\n" + "".join(sorted(string.printable[:95]))

@@ -22,7 +22,9 @@ def files(folder: Path, attempt: int, trial: int = 7) -> Checkpoints:
 
 def checkpoint(step: int) -> Checkpoint:
     report = Report(step=step, examples=64 * step, train_flops=1e6 * step, loss=2.5)
-    return Checkpoint(training={"step": step, "worst": torch.tensor(3.0)}, curve=(report,), seconds=1.5)
+    return Checkpoint(
+        training={"step": step, "worst": torch.tensor(3.0)}, curve=(report,), seconds=1.5, cpu_seconds=0.5
+    )
 
 
 def step_of(found: Checkpoint | None) -> int | None:

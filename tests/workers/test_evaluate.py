@@ -37,7 +37,7 @@ def learnt(library_workspace: Workspace) -> Callable[[str, int], Outcome]:
 
     def outcome(name: str, seed: int) -> Outcome:
         if (name, seed) not in outcomes:
-            proxy = CharLM(train_flops=SECOND)
+            proxy = CharLM(train_flops=SECOND, base_lr=5e-3)
             spec = TrialSpec(theta=NAMED[name], proxy=proxy, width=proxy.width_for(NAMED[name]), seed=seed)
             outcomes[name, seed] = evaluate(spec, library_workspace)
         return outcomes[name, seed]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from workers.training import WARMUP_STEPS, Batch, Diverged, Task, Training, curve_steps, train
+from workers.task import Batch, Task
+from workers.training import Diverged, Training, curve_steps, train
 
 LR = 0.01
 
@@ -77,7 +78,7 @@ class Run:
             uninformed_loss=self.uninformed_loss,
         )
         return train(
-            Training(self.model, groups, task, num_steps=self.num_steps),
+            Training(self.model, groups, task, num_steps=self.num_steps, warmup_steps=50),
             record=lambda step, loss: self.curve.append((step, loss)),
             before_step=self.before_step,
         )
@@ -102,9 +103,6 @@ class TestLearningRate:
         run.start()
         steps = [before - after for before, after in pairwise([*run.positions, run.after_the_last_step])]
         assert steps == pytest.approx([LR * min(1, step / warmup) for step in range(1, num_steps + 1)], rel=1e-6)
-
-    def test_warms_up_over_50_steps_at_most(self) -> None:
-        assert WARMUP_STEPS == 50
 
 
 class TestSteps:
@@ -270,7 +268,7 @@ def learn_a_line() -> float:
         uninformed_loss=13.0,
     )
     groups: list[dict[str, object]] = [{"params": [model.weight], "lr": 0.05}]
-    training = Training(model, groups, task, num_steps=400)
+    training = Training(model, groups, task, num_steps=400, warmup_steps=50)
     return train(training, record=lambda *_: None, before_step=lambda _: None)
 
 
@@ -296,4 +294,4 @@ def noisy_training() -> Training:
         uninformed_loss=2.0,
     )
     groups: list[dict[str, object]] = [{"params": list(model.parameters()), "lr": 0.01}]
-    return Training(model, groups, task, num_steps=100)
+    return Training(model, groups, task, num_steps=100, warmup_steps=50)

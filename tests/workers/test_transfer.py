@@ -105,7 +105,7 @@ class TestRates:
             model = proxy_for(settings).build(NAMED["btt"], width)
             found = rates(model, param_groups(model, settings))
             assert [found[key] for key in ("input.weight", "input.bias", "norm.weight")] == [BASE_LR] * 3
-            assert found["head.weight"] == pytest.approx(BASE_LR * Regression.BASE_WIDTH / width)
+            assert found["head.weight"] == pytest.approx(BASE_LR * settings.base_width / width)
 
 
 class TestGroups:

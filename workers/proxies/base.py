@@ -8,7 +8,7 @@ from torch import nn
 
 from einlayers.theta import Theta
 from search.proxies.base import ProxySettings
-from workers.training import Task
+from workers.task import Task
 from workers.workspace import Workspace
 
 Settings = TypeVar("Settings", bound=ProxySettings)

@@ -17,7 +17,7 @@ from workers.corpora import load_tokens, require_length
 from workers.models.gpt import GPT
 from workers.models.linears import linear_factory
 from workers.proxies.base import Proxy
-from workers.training import Batch, Task, mean_loss
+from workers.task import Batch, Task, mean_loss
 from workers.workspace import Workspace
 
 EVALUATION_TOKENS = 16_384

@@ -9,7 +9,7 @@ from workers.models.linears import linear_factory
 from workers.models.mlp import MLP
 from workers.proxies.base import Proxy
 from workers.proxies.images import classification
-from workers.training import Task
+from workers.task import Task
 from workers.workspace import Workspace
 
 

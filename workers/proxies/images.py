@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from search.proxies.images import Images
 from workers.images import ImageSet, load_images
-from workers.training import Batch, Task, mean_loss
+from workers.task import Batch, Task, mean_loss
 
 _SHIFT = 1
 """By how many pixels an image is shifted at most, in each direction, every time it is trained on."""

@@ -17,7 +17,7 @@ from workers.models.gpt import GPT
 from workers.models.linears import linear_factory
 from workers.proxies.base import Proxy
 from workers.proxies.char_lm import next_token_loss
-from workers.training import Batch, Task, mean_loss
+from workers.task import Batch, Task, mean_loss
 from workers.workspace import Workspace
 
 _IMAGES_AT_ONCE = 64

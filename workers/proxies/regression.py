@@ -14,8 +14,8 @@ from search.proxies.regression import Regression
 from workers.models.linears import linear_factory
 from workers.models.mlp import MLP
 from workers.proxies.base import Proxy
+from workers.task import Batch, Task, mean_loss
 from workers.teachers import POOL_ROWS, Rows, Teacher, TeacherRows, load_rows
-from workers.training import Batch, Task, mean_loss
 from workers.workspace import Workspace
 
 

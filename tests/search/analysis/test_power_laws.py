@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from einlayers.errors import FieldError
-from search.power_laws import PowerLaw, Range, SizeLaw, fit_power_law, fit_size_law
+from search.analysis.power_laws import fit_power_law, fit_size_law
+from search.studies.laws import PowerLaw, Range, SizeLaw
 from tests import golden
 
 COMPUTE = [1e9 * 2**k for k in range(8)]

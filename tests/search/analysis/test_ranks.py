@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from einlayers.errors import FieldError
-from search.ranks import agreement, correlation, kendall, spearman, top_overlap
+from search.analysis.ranks import agreement, correlation, kendall, spearman, top_overlap
 
 LISTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=2, max_size=8)
 
@@ -83,8 +83,8 @@ class TestAgreement:
 class TestCorrelation:
     def test_compares_two_rankings(self) -> None:
         first = np.arange(10, dtype=np.float64)
-        assert correlation(first, first**3).value == pytest.approx(1)
-        assert correlation(first, -first).value == pytest.approx(-1)
+        assert correlation(first, first**3).spearman.value == pytest.approx(1)
+        assert correlation(first, -first).spearman.value == pytest.approx(-1)
 
     def test_covers_the_truth_about_as_often_as_it_says(self) -> None:
         """Of many structures, the interval of a few dozen holds what all of them say."""
@@ -94,7 +94,7 @@ class TestCorrelation:
         held = []
         for _ in range(40):
             some = population[draw.choice(400, 30, replace=False)]
-            found = correlation(some[:, 0], some[:, 1])
+            found = correlation(some[:, 0], some[:, 1]).spearman
             held.append(found.low <= truth <= found.high)
         assert np.mean(held) > 0.85
 

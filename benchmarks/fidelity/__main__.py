@@ -1,0 +1,61 @@
+"""Measure the fidelity of the proxies on this machine, and write ``docs/fidelity.md``.
+
+Everything runs in the service itself, which keeps what is done: interrupted at any time, the same command goes on.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fidelity.studies import STUDIES
+from einsearch.answers import Study
+from einsearch.client import Client
+from einsearch.embedded import Embedded, Options
+
+_POLL_SECONDS = 5.0
+
+
+def main() -> None:
+    """Begin what has not been begun, wait for everything, write down what was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--home", type=Path, default=Path(".einsearch-fidelity"))
+    parser.add_argument("--slots", type=int, default=None, help="trials at once; by default one per CPU")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/fidelity.json"))
+    arguments = parser.parse_args()
+    options = Options(home=arguments.home, port=0, slots=arguments.slots)
+    with Embedded(options, say=_say) as service, Client(service.url) as client:
+        found = _wait(client, [_begun(client, spec) for spec in STUDIES])
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    _say(f"wrote {arguments.out}")
+
+
+def _begun(client: Client, spec: Mapping[str, Any]) -> Study:
+    """The study of this name, which is begun unless an earlier run has done so."""
+    for study in client.studies(spec["kind"]):
+        if study["name"] == spec["name"] and study["state"] != "FAILED":
+            return study
+    return client.submit_study(spec)
+
+
+def _wait(client: Client, studies: list[Study]) -> list[Study]:
+    told: set[str] = set()
+    while True:
+        studies = [client.study(study["kind"], study["id"]) for study in studies]
+        for study in studies:
+            if study["state"] != "RUNNING" and study["id"] not in told:
+                told.add(study["id"])
+                _say(f"{study['name']}: {study['state']} {study['reason'] or ''}")
+        if len(told) == len(studies):
+            return studies
+        time.sleep(_POLL_SECONDS)
+
+
+def _say(message: str) -> None:
+    print(message, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""What ``make fidelity`` measures: the studies behind ``docs/fidelity.md``, with fresh seeds, teachers and structures."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from einlayers.theta import NAMED
+from search.studies.structures import REFERENCE_SET
+
+SEED = 2026
+TASK: Mapping[str, Any] = {"kind": "regression", "teacher_seed": SEED, "batch_size": 512}
+"""A teacher that nothing was tuned on."""
+
+STANDARD = {**TASK, "dense_width": 22, "train_flops": 7e10}
+SCREENING = {**TASK, "dense_width": 16, "train_flops": 2e10}
+MIDDLE = {**TASK, "dense_width": 19, "train_flops": 4e10}
+LARGE = {**TASK, "dense_width": 31, "train_flops": 2.8e11}
+"""What the order at the standard compute is compared with: four times as much."""
+
+TEXT = {"kind": "char_lm", "train_flops": 1e11}
+RANDOM = {"count": 24, "seed": SEED}
+
+
+def _fidelity(name: str, proxy: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
+    return {"kind": "fidelity_study", "name": name, "proxy": dict(proxy), "seed": SEED, **settings}
+
+
+def _tuned(name: str, **settings: Any) -> dict[str, Any]:
+    fixed = {"size_factors": [1.0], "compute_factors": [1.0], "lr_mults": [0.5, 1.0, 2.0]}
+    return {"kind": "scaling_study", "name": name, "proxy": dict(STANDARD), "seed": SEED + 10, **fixed, **settings}
+
+
+STUDIES: tuple[Mapping[str, Any], ...] = (
+    _fidelity("screening", SCREENING, replicates=6),
+    _fidelity("standard", STANDARD, replicates=4, reference=LARGE),
+    _fidelity("random", MIDDLE, replicates=3, structures=RANDOM, reference_replicates=1, neighbours=False),
+    _fidelity(
+        "control: equal steps",
+        {**STANDARD, "width": 64},
+        replicates=4,
+        reference=LARGE,
+        neighbours=False,
+        scoring="equal_steps",
+    ),
+    _fidelity("control: fixed width", {**STANDARD, "width": 64}, replicates=4, reference=LARGE, neighbours=False),
+    _fidelity("standard against text", STANDARD, replicates=4, reference=TEXT, reference_replicates=3),
+    _fidelity("random against text", MIDDLE, replicates=3, structures=RANDOM, reference=TEXT, neighbours=False),
+    _tuned("dense or BTT", structures=[asdict(NAMED["monarch"]), asdict(NAMED["btt"])], replicates=8),
+    _tuned("the papers' order", structures=[asdict(theta) for theta in REFERENCE_SET], replicates=4),
+)
+"""In the order in which they are begun."""

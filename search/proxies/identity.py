@@ -1,0 +1,33 @@
+"""Which proxies are the same: in all that they do, or in the task for which a learning rate is calibrated."""
+
+import hashlib
+import json
+from dataclasses import asdict, fields
+
+from search.proxies.registry import ProxySpec
+
+_CARRIED = frozenset({"dense_width", "width", "train_flops", "base_lr", "warmup_steps"})
+"""What may differ between a calibration and a trial: muP carries the rate over widths, and it is the same for every budget
+at a constant rate; the rest of them is what a calibration finds."""
+
+
+def digest(proxy: ProxySpec) -> str:
+    """The same for two proxies if and only if all of their settings are."""
+    return _digest(asdict(proxy))
+
+
+def task_digest(proxy: ProxySpec) -> str:
+    """The same for two proxies that differ at most in size, budget and learning rate: one calibration serves both, and
+    the losses of both are losses of one kind."""
+    return _digest({name: value for name, value in asdict(proxy).items() if name not in _CARRIED})
+
+
+def is_shipped(proxy: ProxySpec) -> bool:
+    """Whether its task is that of the default settings, for which a calibrated rate comes along."""
+    default = type(proxy)()
+    open_fields = {field.name for field in fields(proxy)} - _CARRIED
+    return all(getattr(proxy, name) == getattr(default, name) for name in open_fields)
+
+
+def _digest(settings: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
