@@ -1,4 +1,4 @@
-# The verbs of this project: demo, test, check, format, soak, bench, setup.
+# The verbs of this project: demo, test, check, format, soak, fidelity, bench, setup.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +10,7 @@ CODE := api benchmarks einlayers einsearch examples migrations search service te
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-.PHONY: demo test check format soak bench setup clean
+.PHONY: demo test check format soak fidelity bench setup clean
 
 demo: $(READY)  ## start the embedded service, run a first search on real text, show the best structures
 	$(BIN)/einsearch demo examples/first_search.json
@@ -33,6 +33,9 @@ format: $(READY)
 soak: $(READY)  ## hundreds of faults over many short searches, on SQLite and Postgres; writes docs/reliability.md
 	$(BIN)/python -m tests.faults.soak --faults 200 --seed 0 --database sqlite
 	$(BIN)/python -m tests.faults.soak --faults 200 --seed 0 --database postgres
+
+fidelity: $(READY)  ## measure how far the proxies can be trusted; takes an hour or two, goes on where it was interrupted
+	$(BIN)/python -m benchmarks.fidelity
 
 bench: $(READY)  ## measure, print ratios
 	$(BIN)/python -m benchmarks.scheduling

@@ -49,6 +49,8 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         generate_unique_id_function=_operation_id,
+        # What is sent may say a preset's name where what is answered has its settings; one schema tells of both.
+        separate_input_output_schemas=False,
     )
     app.state.database = database
     app.state.settings = settings

@@ -13,6 +13,7 @@ from einlayers.taxonomy import Family, Taxonomy
 from einlayers.theta import Theta
 from search.checks import Whole
 from search.proxies.base import ModelCost
+from search.proxies.presets import PresetName
 from search.proxies.registry import ProxySpec
 from search.spec import Budget, SearchSpec
 from search.states import AttemptState, SearchState, TrialState
@@ -300,6 +301,20 @@ class ExclusionRequest:
     reason: Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=r"^[^\x00]*$")]
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+
+class PresetResource(Schema):
+    """Settings of a proxy that a body may name instead of spelling them out."""
+
+    name: PresetName
+    about: str
+    proxy: ProxySpec
+
+
+class PresetsResource(Schema):
+    """All presets."""
+
+    items: Sequence[PresetResource]
 
 
 class Health(Schema):

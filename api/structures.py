@@ -1,4 +1,4 @@
-"""Structures: the best over all searches, and what any one of them is on paper."""
+"""Structures: the best over all searches, and what any one of them is on paper; presets of proxies."""
 
 from fastapi import APIRouter
 
@@ -6,7 +6,8 @@ from api.auth import Reader
 from api.deps import Paging, Reading
 from api.errors import responses
 from api.filters import StructureFilters
-from api.schemas import DescribeRequest, ListOf, StructureResource
+from api.schemas import DescribeRequest, ListOf, PresetResource, PresetsResource, StructureResource
+from search.proxies.presets import PRESETS
 from service import listings
 from service.describe import Description, describe
 from service.listings import Metric
@@ -27,6 +28,12 @@ def list_structures(
     found = listings.structures(session, page, filters, order_by, descending)
     items = [StructureResource.of(trial) for trial in found.items]
     return ListOf[StructureResource](items=items, next_page_token=found.next_token)
+
+
+@router.get("/presets", tags=["searches"])
+def list_presets(caller: Reader) -> PresetsResource:
+    """Settings of proxies with a name, which a body may say instead: `"proxy": "screening"`."""
+    return PresetsResource(items=[PresetResource.model_validate(preset) for preset in PRESETS.values()])
 
 
 @router.post("/structures:describe", responses=responses(400, 413, 415, 422))

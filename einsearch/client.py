@@ -144,6 +144,10 @@ class Client:
         """
         return cast(Study, self._post(_place(spec["kind"]), spec, key=idempotency_key or str(uuid.uuid4())))
 
+    def presets(self) -> list[dict[str, Any]]:
+        """Settings of proxies with a name, which a search or a study may say instead of spelling them out."""
+        return list(self._get("/v1/presets")["items"])
+
     def study(self, kind: StudyKind, study_id: str) -> Study:
         """One study with its finding."""
         return cast(Study, self._get(f"{_place(kind)}/{quote(study_id, safe='')}"))

@@ -4,12 +4,14 @@ Everything runs in the service itself, which keeps what is done: interrupted at 
 """
 
 import argparse
-import json
+import os
+import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.fidelity.report import report
 from benchmarks.fidelity.studies import STUDIES
 from einsearch.answers import Study
 from einsearch.client import Client
@@ -23,12 +25,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--home", type=Path, default=Path(".einsearch-fidelity"))
     parser.add_argument("--slots", type=int, default=None, help="trials at once; by default one per CPU")
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/fidelity.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/fidelity.md"))
     arguments = parser.parse_args()
     options = Options(home=arguments.home, port=0, slots=arguments.slots)
     with Embedded(options, say=_say) as service, Client(service.url) as client:
         found = _wait(client, [_begun(client, spec) for spec in STUDIES])
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+        arguments.out.write_text(report(found, f"{os.cpu_count()} CPUs ({platform.machine()}), one thread a trial"))
     _say(f"wrote {arguments.out}")
 
 

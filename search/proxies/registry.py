@@ -2,12 +2,14 @@
 
 from typing import Annotated
 
-from pydantic import Discriminator, Tag
+from pydantic import BeforeValidator, Discriminator, Tag
 
+from einlayers.errors import FieldError
 from search.proxies.char_lm import CharLM
 from search.proxies.image_mlp import ImageMLP
 from search.proxies.image_vit import ImageViT
 from search.proxies.next_pixel import NextPixel
+from search.proxies.presets import PRESETS, PresetName
 from search.proxies.regression import Regression
 
 _KINDS = ("char_lm", "image_mlp", "image_vit", "next_pixel", "regression")
@@ -19,7 +21,16 @@ def _kind(proxy: object) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-ProxySpec = Annotated[
+def _named(proxy: object) -> object:
+    """The settings of a preset, where a name was given."""
+    if not isinstance(proxy, str):
+        return proxy
+    if proxy not in PRESETS:
+        raise FieldError("proxy", expected=f"settings, or the name of some: {', '.join(PRESETS)}", got=proxy)
+    return PRESETS[proxy].proxy  # type: ignore[index]  # it is one of the names
+
+
+_Settings = Annotated[
     Annotated[CharLM, Tag("char_lm")]
     | Annotated[ImageMLP, Tag("image_mlp")]
     | Annotated[ImageViT, Tag("image_vit")]
@@ -31,3 +42,6 @@ ProxySpec = Annotated[
         custom_error_message=f"expected a proxy whose kind is one of {', '.join(_KINDS)}",
     ),
 ]
+
+ProxySpec = Annotated[_Settings, BeforeValidator(_named, json_schema_input_type=_Settings | PresetName)]
+"""The settings of a proxy; in JSON also the name of a preset."""

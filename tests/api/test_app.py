@@ -33,6 +33,7 @@ CALLS = {
     "POST /v1/trials/{trial_id}:include",
     "GET /v1/structures",
     "POST /v1/structures:describe",
+    "GET /v1/presets",
     "POST /v1/webhooks",
     "GET /v1/webhooks",
     "GET /v1/webhooks/{webhook_id}",
@@ -98,7 +99,7 @@ class TestDocument:
         for call, operation in operations.items():
             if "/v1/" not in call:
                 continue
-            expected = {"422"}
+            expected = {"422"} if "requestBody" in operation or operation.get("parameters") else set()
             expected |= {"400", "415", "413"} if "requestBody" in operation else set()
             expected |= {"401", "403", "429"} if "security" in operation else set()
             expected |= {"404"} if "{" in call else set()

@@ -360,6 +360,19 @@ class TestUsersTrial:
         assert [(trial.number, trial.origin) for trial in found] == [(0, "user"), (1, "search"), (2, "search")]
 
 
+class TestTurns:
+    def test_are_taken_by_all_searches_where_there_are_fewer_slots(
+        self, database: Database, workspace: Workspace, corpora_dir: Path
+    ) -> None:
+        ids = [submit(database, spec_of(3), corpora_dir) for _ in range(3)]
+        run(database, LocalPool(workspace))
+        attempts = [
+            attempt for search_id in ids for trial in trials_of(database, search_id) for attempt in trial.attempts
+        ]
+        order = [attempt.trial_id.split("-") for attempt in sorted(attempts, key=lambda each: each.started_at)]
+        assert order == [[search_id, str(number)] for number in range(3) for search_id in ids]
+
+
 class TestRun:
     def test_takes_no_turn_once_told_to_stop(self, database: Database, workspace: Workspace, corpora_dir: Path) -> None:
         search_id = submit(database, spec_of(1), corpora_dir)

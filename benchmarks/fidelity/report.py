@@ -1,0 +1,112 @@
+"""``docs/fidelity.md``, of what the studies found."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from einlayers.taxonomy import taxonomy
+from einlayers.theta import Theta
+from einsearch.answers import Study
+
+_HEAD = """# Fidelity: how far the proxies can be trusted
+
+Made by `make fidelity` (it goes on where it was interrupted), on {machine}. Seeds, teacher and random structures are fresh:
+nothing was tuned on them. Every number is from trials of the service itself; intervals are 95%, over structures for rank
+correlations (bootstrap) and over seeds for multipliers (Student's t, the noise of the dense baseline included). The Spearman
+with the truth compares the mean over seeds with the reference that is named below.
+"""
+
+
+def report(studies: Sequence[Study], machine: str) -> str:
+    """The page."""
+    found = {study["name"]: study for study in studies if study["finding"]}
+    fidelity = [study for study in found.values() if study["kind"] == "fidelity_study"]
+    scaling = [study for study in found.values() if study["kind"] == "scaling_study"]
+    lines = [_HEAD.format(machine=machine)]
+    lines += ["## Reproducible, and true\n", *_fidelity_table(fidelity), ""]
+    lines += ["## What it costs, and what it is compared with\n", *_cost_table(fidelity), ""]
+    for study in fidelity:
+        lines += [f"## {study['name'].capitalize()}: the structures\n", *_structures_table(study), ""]
+    for study in scaling:
+        lines += [f"## {study['name'].capitalize()}, with learning rates tuned for each structure\n"]
+        lines += [*_scaling_table(study), ""]
+    failed = [study for study in studies if not study["finding"]]
+    lines += [f"Without a result: {study['name']}: {study['reason']}\n" for study in failed]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _fidelity_table(studies: Sequence[Study]) -> Iterator[str]:
+    yield (
+        "| study | Spearman between seeds (lowest pair) | Kendall | between means | top 4 | C/4 with C | with the truth "
+        "| single trial with the truth | sd of log loss | verdict |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for study in studies:
+        found = _found(study)
+        seeds = found["between_seeds"]
+        means = ", ".join(f"{k}: {value:.2f}" for k, value in found["between_means"].items())
+        yield (
+            f"| {study['name']} | {_interval(seeds['spearman'])} ({seeds['lowest_spearman']:.2f}) "
+            f"| {_interval(seeds['kendall'])} | {means} | {found['top_overlap']} "
+            f"| {_interval(found['between_budgets']['spearman'])} | {_interval(found['against_reference']['spearman'])} "
+            f"| {found['single_against_reference']:.2f} | {found['sd']:.3f} "
+            f"| {'truthful' if found['truthful'] else '**rejected**'} |"
+        )
+
+
+def _cost_table(studies: Sequence[Study]) -> Iterator[str]:
+    yield "| study | training FLOPs | CPU-seconds a trial (at most) | structures | seeds | the truth | its seeds |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for study in studies:
+        found, spec = _found(study), study["spec"]
+        truth = spec["reference"] or {**spec["proxy"], "train_flops": 4 * spec["proxy"]["train_flops"]}
+        yield (
+            f"| {study['name']} | {spec['proxy']['train_flops']:.2g} "
+            f"| {found['cpu_seconds']:.1f} ({found['highest_cpu_seconds']:.1f}) "
+            f"| {len(found['structures'])} | {spec['replicates']} | {truth['kind']} at {truth['train_flops']:.2g} "
+            f"| {spec['reference_replicates']} |"
+        )
+
+
+def _structures_table(study: Study) -> Iterator[str]:
+    yield "| theta | omega | psi | width | loss | sd of log loss | loss of the truth | width bracketed | CPU-seconds |"
+    yield "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    for each in sorted(_found(study)["structures"], key=lambda each: each["loss"] or float("inf")):
+        theta = Theta(**each["theta"])
+        group = taxonomy(theta)
+        bracketed = {None: "not tried", True: "yes", False: "no"}[each["bracketed"]]
+        yield (
+            f"| {_cell(theta)} | {group.omega:.2f} | {group.psi:.2f} | {each['width']} | {_number(each['loss'])} "
+            f"| {_number(each['sd'], 3)} | {_number(each['reference_loss'])} | {bracketed} | {each['cpu_seconds']:.1f} |"
+        )
+
+
+def _scaling_table(study: Study) -> Iterator[str]:
+    seeds = study["spec"]["replicates"]
+    yield f"{seeds} seeds; rates 0.5, 1 and 2 times the transferred one, the best by its mean.\n"
+    yield "| theta | omega | psi | best rate x | loss | worth, in compute of dense | bracketed |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for each in sorted(_found(study)["structures"], key=lambda each: -each["multipliers"][-1]["value"]):
+        theta, last, multiplier = Theta(**each["theta"]), each["frontier"][-1], each["multipliers"][-1]
+        group = taxonomy(theta)
+        yield (
+            f"| {_cell(theta)} | {group.omega:.2f} | {group.psi:.2f} | {last['lr_mult']:g} "
+            f"| {sum(last['losses']) / seeds:.4f} | {_interval(multiplier)}"
+            f"{' (extrapolated)' if multiplier['extrapolated'] else ''} | {'yes' if each['bracketed'] else 'no'} |"
+        )
+
+
+def _cell(theta: Theta) -> str:
+    return str(theta).replace("|", "\\|")
+
+
+def _found(study: Study) -> Mapping[str, Any]:
+    assert study["finding"] is not None, "only completed studies are shown"
+    return study["finding"]
+
+
+def _interval(estimate: Mapping[str, float]) -> str:
+    return f"{estimate['value']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "diverged" if value is None else f"{value:.{digits}f}"
