@@ -10,6 +10,9 @@ Whole = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
 """Numbers that are numbers in JSON too: neither "1" nor true."""
 
+Flag = Annotated[bool, Strict()]
+"""True or false, and neither "yes" nor 1."""
+
 
 def check_whole(field: str, value: object, low: int, high: int, *, multiple_of: int = 1) -> None:
     """Refuse anything but a whole number from ``low`` to ``high``.

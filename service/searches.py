@@ -10,9 +10,14 @@ from sqlalchemy.orm import Session
 
 from einlayers.errors import FieldError
 from einlayers.theta import NAMED
-from search.corpora import locate
+from search.corpora import locate, locate_images
 from search.proxies.char_lm import CharLM, FileCorpus
 from search.proxies.identity import task_digest
+from search.proxies.image_mlp import ImageMLP
+from search.proxies.image_vit import ImageViT
+from search.proxies.images import ImageFiles
+from search.proxies.next_pixel import NextPixel
+from search.proxies.registry import ProxySpec
 from search.spec import Budget, SearchSpec
 from search.states import SearchState, TrialState
 from search.structure import Structure, structure_of
@@ -64,13 +69,9 @@ def validate(spec: SearchSpec, corpora_dir: Path | None) -> Estimate:
     """Check what only this service can know of a spec, and estimate its cost.
 
     Raises:
-        InvalidValue: the corpus is not a file that the operator allows.
+        InvalidValue: the corpus, or the images, are not files that the operator allows, or too short.
     """
-    if isinstance(spec.proxy, CharLM) and isinstance(spec.proxy.corpus, FileCorpus):
-        try:
-            _check_file(spec.proxy.corpus, spec.proxy.context, corpora_dir)
-        except FieldError as error:
-            raise InvalidValue("/proxy/corpus", error) from error
+    _check_data(spec.proxy, corpora_dir)
     return Estimate(
         train_flops=spec.train_flops(spec.budget),
         max_trials=spec.num_trials(spec.budget),
@@ -228,6 +229,21 @@ def conclude(session: Session, search: Search) -> None:
     else:
         move_search(session, search, SearchState.COMPLETED, reason)
     leases.release(search)
+
+
+def _check_data(proxy: ProxySpec, corpora_dir: Path | None) -> None:
+    """Go on only if the files that a proxy names are there."""
+    pointer = "/proxy/corpus"
+    try:
+        match proxy:
+            case CharLM(corpus=FileCorpus() as corpus):
+                _check_file(corpus, proxy.context, corpora_dir)
+            case ImageMLP(images=images) | ImageViT(images=images) | NextPixel(images=images):
+                pointer = "/proxy/images"
+                if isinstance(images, ImageFiles):
+                    locate_images(images, corpora_dir)
+    except FieldError as error:
+        raise InvalidValue(pointer, error) from error
 
 
 def _check_file(corpus: FileCorpus, context: int, corpora_dir: Path | None) -> None:

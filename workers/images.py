@@ -2,15 +2,25 @@
 
 # N images, R rows, S columns, C channels
 
+import hashlib
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from search.proxies.images import Images
+from einlayers.errors import FieldError
+from search.corpora import IMAGE_BYTES, locate_images
+from search.proxies.images import ImageFiles, Images
+from workers.cache import prepared
+from workers.workspace import Workspace
 
 HELD_OUT_DIGITS = 397
 """How many of the 1,797 digits are held out."""
+
+_HELD_OUT_OF_5M = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +34,14 @@ class ImageSet:
         return len(self.classes_N)
 
 
-def load_images(images: Images) -> tuple[ImageSet, ImageSet]:
-    """The images to train on, and those held out."""
+def load_images(images: Images, workspace: Workspace) -> tuple[ImageSet, ImageSet]:
+    """The images to train on, and those held out; files are prepared on first use.
+
+    Raises:
+        FieldError: files of the user's own are not where they may be, or hold something else than they should.
+    """
+    if isinstance(images, ImageFiles):
+        return _from_files(images, locate_images(images, workspace.corpora_dir), workspace)
     # Here and not above: it takes a second to import, and most proxies need none of it.
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # it ships no types
 
@@ -35,6 +51,66 @@ def load_images(images: Images) -> tuple[ImageSet, ImageSet]:
     order = np.random.default_rng(0).permutation(len(whole))
     held_out, train = order[:HELD_OUT_DIGITS], order[HELD_OUT_DIGITS:]
     return _part(whole, train), _part(whole, held_out)
+
+
+def _from_files(images: ImageFiles, paths: Sequence[Path], workspace: Workspace) -> tuple[ImageSet, ImageSet]:
+    stats = [path.stat() for path in paths]
+    listing = [f"{p} {s.st_size} {s.st_mtime_ns}" for p, s in zip(paths, stats, strict=True)]
+    digest = hashlib.sha256("\n".join([str(images), *listing]).encode()).hexdigest()[:16]
+    arrays = prepared(workspace.cache_dir / "images" / f"{images.kind}-{digest}", lambda: _read(images, paths))  # type: ignore[attr-defined]  # each has one
+    train, held_out = (ImageSet(arrays[f"{part}_levels"], arrays[f"{part}_classes"]) for part in ("train", "held_out"))
+    return train, held_out
+
+
+def _read(images: ImageFiles, paths: Sequence[Path]) -> dict[str, npt.NDArray[np.uint8]]:
+    files = [_read_archive(path) if images.label_bytes is None else _read_records(path, images) for path in paths]
+    for path, file in zip(paths, files, strict=True):
+        if len(file) and file.classes_N.max() >= images.num_classes:
+            expected = f"classes from 0 to {images.num_classes - 1} in {path.name}"
+            raise FieldError("images", expected=expected, got=int(file.classes_N.max()))
+    levels_NRSC = np.concatenate([_averaged(file.levels_NRSC, images.size) for file in files])
+    classes_N = np.concatenate([file.classes_N for file in files])
+    border = len(classes_N) - (_HELD_OUT_OF_5M if images.label_bytes is None else len(files[-1]))
+    if border <= 0:
+        raise FieldError("images", expected=f"more than {_HELD_OUT_OF_5M} images", got=len(classes_N))
+    return {
+        "train_levels": levels_NRSC[:border],
+        "train_classes": classes_N[:border],
+        "held_out_levels": levels_NRSC[border:],
+        "held_out_classes": classes_N[border:],
+    }
+
+
+def _read_records(path: Path, images: ImageFiles) -> ImageSet:
+    """The binary version: for each image its classes, the last of which is the finest, and its pixels colour by colour."""
+    assert images.label_bytes is not None, "archives have no records"
+    records = np.fromfile(path, dtype=np.uint8).reshape(-1, images.label_bytes + IMAGE_BYTES)
+    pixels_NCRS = records[:, images.label_bytes :].reshape(-1, 3, 32, 32)
+    return ImageSet(pixels_NCRS.transpose(0, 2, 3, 1), records[:, images.label_bytes - 1])
+
+
+def _read_archive(path: Path) -> ImageSet:
+    """An archive of the arrays X ``(N, 32, 32, 3)`` and Y ``(N,)``; nothing in it is run."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            levels_NRSC, classes_N = archive["X"], archive["Y"]
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        expected = f"{path.name} to be an archive of the arrays X and Y"
+        raise FieldError("images", expected=expected, got=f"{type(error).__name__}: {error}") from error
+    if levels_NRSC.dtype != np.uint8 or levels_NRSC.shape != (len(classes_N), 32, 32, 3):
+        expected = f"X of {path.name} to be bytes of the shape ({len(classes_N)}, 32, 32, 3)"
+        raise FieldError("images", expected=expected, got=f"{levels_NRSC.dtype} {levels_NRSC.shape}")
+    return ImageSet(levels_NRSC, classes_N.astype(np.uint8))
+
+
+def _averaged(levels_NRSC: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """Images of ``size`` x ``size`` pixels, each the rounded mean of a square of the original ones."""
+    if levels_NRSC.shape[1] == size:
+        return levels_NRSC
+    times = levels_NRSC.shape[1] // size
+    squares = levels_NRSC.reshape(-1, size, times, size, times, levels_NRSC.shape[3])
+    averaged_NRSC: npt.NDArray[np.uint8] = np.rint(squares.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
+    return averaged_NRSC
 
 
 def _part(images: ImageSet, which: npt.NDArray[np.int64]) -> ImageSet:

@@ -17,9 +17,9 @@ branch_labels = None
 depends_on = None
 
 _SEARCHES = sa.table("searches", sa.column("id"), sa.column("spec", sa.JSON()), sa.column("task"))
-_NEW_SETTINGS = ("base_width", "input_lr_mult", "warmup_steps")
+_NEW_SETTINGS = ("base_width", "input_lr_mult", "warmup_steps", "weight_norm")
 _NEW_VALUES = {
-    kind: {"base_width": base_width, "input_lr_mult": input_lr_mult}
+    kind: {"base_width": base_width, "input_lr_mult": input_lr_mult, "weight_norm": False}
     for kind, base_width, input_lr_mult in (
         ("char_lm", 32, 4.0),
         ("image_mlp", 64, 1.0),

@@ -16,7 +16,7 @@ from pydantic import ConfigDict
 from einlayers.dims import MAX_WIDTH
 from einlayers.taxonomy import layer_cost
 from einlayers.theta import NAMED, Theta
-from search.checks import Number, Whole, check_number, check_whole
+from search.checks import Flag, Number, Whole, check_number, check_whole
 
 NAMED_BY_KIND: ConfigDict = {"extra": "forbid", "json_schema_extra": {"required": ["kind"]}}
 """How a proxy is told apart in JSON; one of them alone need not say its kind, or nobody could tell which one is meant."""
@@ -50,7 +50,8 @@ class ProxySettings(ABC):
 
     ``base_lr`` is the learning rate of the dense model at about ``base_width``, which muP carries to every other model; by
     default it is calibrated there. Embeddings, gains and biases have ``input_lr_mult`` times that rate at every width. The
-    rate rises over ``warmup_steps``, at most a tenth of all steps, and is constant then.
+    rate rises over ``warmup_steps``, at most a tenth of all steps, and is constant then. ``weight_norm`` caps each factor of
+    a structured layer at its initial scale and gives it a gain (2406.06248, section 4.3).
 
     Raises:
         FieldError: a value is outside its range.
@@ -66,6 +67,7 @@ class ProxySettings(ABC):
     base_width: Whole
     input_lr_mult: Number
     warmup_steps: Whole = 50
+    weight_norm: Flag = False
 
     SHIPPED_LR: ClassVar[float]
     """The learning rate that was calibrated for the default settings; where a calibration of other ones looks around."""
@@ -111,8 +113,9 @@ class ProxySettings(ABC):
         """Parameters and MACs per example of the model whose layers have the structure ``theta``."""
         fixed = self.fixed_cost(width)
         layers = [(layer.count, layer_cost(theta, layer.d_in, layer.d_out)) for layer in self.layers(width)]
+        gains = 2 * sum(layer.count for layer in self.layers(width)) if self.weight_norm and not theta.is_dense else 0
         return ModelCost(
-            params=sum(n * cost.params for n, cost in layers) + fixed.params,
+            params=sum(n * cost.params for n, cost in layers) + gains + fixed.params,
             macs=self.passes_per_example * sum(n * cost.macs for n, cost in layers) + fixed.macs,
         )
 

@@ -29,9 +29,9 @@ class ImageMLP(MLPSettings):
     @property
     def num_inputs(self) -> int:
         """The pixels of an image, in all channels."""
-        return self.images.SIZE**2 * self.images.CHANNELS
+        return self.images.size**2 * self.images.channels
 
     @property
     def num_outputs(self) -> int:
         """A logit for each class."""
-        return self.images.NUM_CLASSES
+        return self.images.num_classes

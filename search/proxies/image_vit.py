@@ -32,9 +32,9 @@ class ImageViT(ProxySettings):
     def __post_init__(self) -> None:
         check_whole("num_heads", self.num_heads, 1, 128)
         ProxySettings.__post_init__(self)
-        check_whole("patch_size", self.patch_size, 1, self.images.SIZE)
-        if self.images.SIZE % self.patch_size:
-            raise FieldError("patch_size", expected=f"a divisor of {self.images.SIZE}", got=self.patch_size)
+        check_whole("patch_size", self.patch_size, 1, self.images.size)
+        if self.images.size % self.patch_size:
+            raise FieldError("patch_size", expected=f"a divisor of {self.images.size}", got=self.patch_size)
 
     @property
     def width_step(self) -> int:
@@ -49,12 +49,12 @@ class ImageViT(ProxySettings):
     @property
     def passes_per_example(self) -> int:
         """The patches of an image."""
-        return (self.images.SIZE // self.patch_size) ** 2
+        return (self.images.size // self.patch_size) ** 2
 
     @property
     def patch_inputs(self) -> int:
         """The numbers in a patch."""
-        return self.patch_size**2 * self.images.CHANNELS
+        return self.patch_size**2 * self.images.channels
 
     def layers(self, width: int) -> tuple[LayerShape, ...]:
         """Those of the blocks."""
@@ -62,7 +62,7 @@ class ImageViT(ProxySettings):
 
     def fixed_cost(self, width: int) -> ModelCost:
         """The layers that read the patches, with a bias, and make the logits, positions, norms, and attention."""
-        patches, classes = self.passes_per_example, self.images.NUM_CLASSES
+        patches, classes = self.passes_per_example, self.images.num_classes
         norms = num_gains(width, self.depth, self.num_heads)
         return ModelCost(
             params=(self.patch_inputs + 1 + patches + classes) * width + norms,

@@ -1,7 +1,13 @@
 """Images on paper: which data sets there are, and what their images look like."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Discriminator
+
+from einlayers.errors import FieldError
+from search.checks import Whole, check_whole
+from search.proxies.base import NAMED_BY_KIND
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -10,13 +16,105 @@ class Digits:
 
     kind: Literal["digits"] = "digits"
 
-    SIZE: ClassVar[int] = 8
-    CHANNELS: ClassVar[int] = 1
-    LEVELS: ClassVar[int] = 17
-    NUM_CLASSES: ClassVar[int] = 10
+    size: ClassVar[int] = 8
+    channels: ClassVar[int] = 1
+    levels: ClassVar[int] = 17
+    num_classes: ClassVar[int] = 10
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
+    __pydantic_config__: ClassVar = NAMED_BY_KIND
 
 
-Images = Digits
-"""Any set of images; becomes a union, told apart by ``kind``, with the second member."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFiles:
+    """Files of images of 32 x 32 pixels in three colours, in the directory ``path`` below the one that the operator allows
+    (``EINSEARCH_CORPORA_DIR``). Averages of their pixels make images of a smaller ``size``.
+
+    Raises:
+        FieldError: the size is none that 32 is a multiple of.
+    """
+
+    path: str
+    size: Whole = 32
+
+    channels: ClassVar[int] = 3
+    levels: ClassVar[int] = 256
+    num_classes: ClassVar[int] = 10
+
+    def __post_init__(self) -> None:
+        check_whole("size", self.size, 1, 32)
+        if 32 % self.size:
+            raise FieldError("size", expected="a divisor of 32", got=self.size)
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """The files that there must be; where one is held out, it is the last."""
+        raise NotImplementedError
+
+    @property
+    def label_bytes(self) -> int | None:
+        """How many bytes of classes stand before the pixels of an image; None where the files are archives of NumPy."""
+        return 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cifar10(ImageFiles):
+    """CIFAR-10 in its binary version: 50,000 images to train on, 10,000 held out, ten classes."""
+
+    kind: Literal["cifar10"] = "cifar10"
+
+    __pydantic_config__: ClassVar = NAMED_BY_KIND
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Five batches, and that of the test."""
+        return (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cifar100(ImageFiles):
+    """CIFAR-100 in its binary version: as many images as CIFAR-10, a hundred classes."""
+
+    kind: Literal["cifar100"] = "cifar100"
+
+    num_classes: ClassVar[int] = 100
+
+    __pydantic_config__: ClassVar = NAMED_BY_KIND
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """That to train on, and that of the test."""
+        return ("train.bin", "test.bin")
+
+    @property
+    def label_bytes(self) -> int:
+        """The superclass, and the class."""
+        return 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cifar5m(ImageFiles):
+    """CIFAR-5M, six million images that a diffusion model has made of CIFAR-10 (2010.08127), or the first ``parts`` of its
+    six files; the last 10,000 images are held out."""
+
+    kind: Literal["cifar5m"] = "cifar5m"
+    parts: Whole = 6
+
+    __pydantic_config__: ClassVar = NAMED_BY_KIND
+
+    def __post_init__(self) -> None:
+        ImageFiles.__post_init__(self)
+        check_whole("parts", self.parts, 1, 6)
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """The parts."""
+        return tuple(f"cifar5m_part{number}.npz" for number in range(self.parts))
+
+    @property
+    def label_bytes(self) -> None:
+        """They are archives."""
+        return
+
+
+Images = Annotated[Digits | Cifar10 | Cifar100 | Cifar5m, Discriminator("kind")]
+"""Any set of images."""

@@ -30,9 +30,9 @@ class NextPixel(TransformerSettings):
     @property
     def vocabulary_size(self) -> int:
         """The levels of a pixel, and the token before the first one."""
-        return self.images.LEVELS + 1
+        return self.images.levels + 1
 
     @property
     def num_positions(self) -> int:
         """The pixels of an image."""
-        return self.images.SIZE**2 * self.images.CHANNELS
+        return self.images.size**2 * self.images.channels

@@ -9,6 +9,7 @@ from search.proxies.base import ProxySettings
 from search.proxies.char_lm import CharLM
 from search.proxies.image_mlp import ImageMLP
 from search.proxies.image_vit import ImageViT
+from search.proxies.images import Cifar5m, Cifar10
 from search.proxies.next_pixel import NextPixel
 from search.proxies.regression import Regression
 
@@ -20,6 +21,10 @@ PresetName = Literal[
     "quick/image_vit",
     "quick/next_pixel",
     "quick/regression",
+    "papers/mlp",
+    "papers/cifar-mlp",
+    "papers/cifar-vit",
+    "papers/cifar5m",
 ]
 
 
@@ -30,6 +35,11 @@ class Preset:
     name: PresetName
     about: str
     proxy: ProxySettings
+
+
+_NEEDS_A_GPU = "It needs a GPU."
+_FILES = "It needs the data set's files in a directory of that name below EINSEARCH_CORPORA_DIR."
+_CONSTANT = "The rate is constant where the papers' falls, so that every point of the curve counts."
 
 
 def _quick(proxy: ProxySettings) -> Preset:
@@ -53,6 +63,61 @@ _ALL = (
     _quick(ImageViT(dense_width=16, train_flops=1e10)),
     _quick(NextPixel(dense_width=16, train_flops=1e10)),
     _quick(Regression(dense_width=12, train_flops=5e9)),
+    Preset(
+        name="papers/mlp",
+        about=f"The regression of 2410.02117, section 5: a million steps. {_NEEDS_A_GPU} {_CONSTANT}",
+        proxy=Regression(
+            dense_width=512,
+            base_width=64,
+            batch_size=4096,
+            train_flops=1.5e17,
+            base_lr=1e-3,
+            teacher_width=1024,
+            teacher_depth=6,
+        ),
+    ),
+    Preset(
+        name="papers/cifar-mlp",
+        about=f"The MLP on CIFAR-10 of 2406.06248, section 5: 500 epochs. {_NEEDS_A_GPU} {_FILES} {_CONSTANT}",
+        proxy=ImageMLP(
+            dense_width=512,
+            base_width=64,
+            batch_size=1024,
+            train_flops=1.2e15,
+            base_lr=3e-3,
+            input_lr_mult=0.1,
+            images=Cifar10(path="cifar-10-batches-bin"),
+        ),
+    ),
+    Preset(
+        name="papers/cifar-vit",
+        about=f"The ViT on CIFAR-10 of 2406.06248, section 5: 200 epochs. {_NEEDS_A_GPU} {_FILES} {_CONSTANT}",
+        proxy=ImageViT(
+            dense_width=256,
+            base_width=64,
+            batch_size=256,
+            train_flops=2.4e15,
+            base_lr=1e-3,
+            patch_size=8,
+            input_lr_mult=1.0,
+            images=Cifar10(path="cifar-10-batches-bin"),
+        ),
+    ),
+    Preset(
+        name="papers/cifar5m",
+        about=f"Next pixels of CIFAR-5M, 2410.02117, section 5: two epochs. {_NEEDS_A_GPU} {_FILES} {_CONSTANT}",
+        proxy=NextPixel(
+            dense_width=512,
+            base_width=512,
+            depth=3,
+            num_heads=8,
+            batch_size=64,
+            base_lr=3e-3,
+            train_flops=1.3e17,
+            input_lr_mult=1.0,
+            images=Cifar5m(path="cifar5m", size=8),
+        ),
+    ),
 )
 
 PRESETS: Mapping[PresetName, Preset] = MappingProxyType({preset.name: preset for preset in _ALL})

@@ -1,6 +1,7 @@
 """What every proxy keeps: subclass, and give its settings and its workspace."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -32,7 +33,11 @@ class ProxyContract:
 
     @STRUCTURES
     @pytest.mark.parametrize("width", [24, BEYOND_MULTIPLYING_OUT])
-    def test_counts_the_parameters_that_are_there(self, settings: ProxySpec, name: str, width: int) -> None:
+    @pytest.mark.parametrize("weight_norm", [False, True])
+    def test_counts_the_parameters_that_are_there(
+        self, settings: ProxySpec, name: str, width: int, weight_norm: bool
+    ) -> None:
+        settings = replace(settings, weight_norm=weight_norm)
         model = proxy_for(settings).build(NAMED[name], width)
         assert sum(p.numel() for p in model.parameters()) == settings.cost(NAMED[name], width).params
 
@@ -67,9 +72,11 @@ class ProxyContract:
             assert len(dense) + len(shapes) == sum(isinstance(layer, nn.Linear) for layer in plain.modules())
 
     @STRUCTURES
+    @pytest.mark.parametrize("weight_norm", [False, True])
     def test_knows_nothing_at_first_and_something_later(
-        self, settings: ProxySpec, workspace: Workspace, name: str
+        self, settings: ProxySpec, workspace: Workspace, name: str, weight_norm: bool
     ) -> None:
+        settings = replace(settings, weight_norm=weight_norm)
         torch.manual_seed(0)
         model, task = proxy_for(settings).build(NAMED[name], 24), _task(settings, workspace)
         with torch.no_grad():

@@ -15,7 +15,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 def plain_search(identifier: str, spec: SearchSpec = SPEC, **values: Any) -> Search:
     """A search that runs since noon, but for these values."""
     defaults = {"owner": "local", "state": SearchState.RUNNING, "created_at": NOON, "state_since": NOON}
-    columns = {**defaults, "proxy_kind": spec.proxy.kind, "name": spec.name, **values}
+    columns = {**defaults, "proxy_kind": spec.proxy.kind, "task": "task", "name": spec.name, **values}
     return Search(id=identifier, spec=spec, **columns)
 
 

@@ -112,6 +112,7 @@ def _search(spec: SearchSpec, time: datetime) -> Search:
         owner="local",
         spec=spec,
         proxy_kind=spec.proxy.kind,
+        task="task",
         state_since=time,
         created_at=time,
     )

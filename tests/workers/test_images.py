@@ -4,6 +4,7 @@
 
 import math
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,6 +26,9 @@ from workers.proxies.registry import proxy_for
 from workers.workspace import Workspace
 
 CPU = torch.device("cpu")
+NOWHERE = Workspace(cache_dir=Path("/nowhere"))
+"""What a data set needs that comes with a library."""
+
 TOLERANCE = 1e-10
 
 
@@ -48,7 +52,7 @@ class TestImageViT(ProxyContract):
 
 @pytest.fixture(scope="module")
 def parts() -> tuple[ImageSet, ImageSet]:
-    return load_images(Digits())
+    return load_images(Digits(), NOWHERE)
 
 
 class TestDigits:
@@ -62,16 +66,16 @@ class TestDigits:
         ]
         assert sorted(found) == original
         assert [len(part) for part in parts] == [len(original) - HELD_OUT_DIGITS, HELD_OUT_DIGITS]
-        assert parts[0].levels_NRSC.shape[1:] == (Digits.SIZE, Digits.SIZE, Digits.CHANNELS)
-        assert (parts[0].levels_NRSC.min(), parts[0].levels_NRSC.max()) == (0, Digits.LEVELS - 1)
+        assert parts[0].levels_NRSC.shape[1:] == (Digits.size, Digits.size, Digits.channels)
+        assert (parts[0].levels_NRSC.min(), parts[0].levels_NRSC.max()) == (0, Digits.levels - 1)
 
     def test_have_all_classes_in_both_parts(self, parts: tuple[ImageSet, ImageSet]) -> None:
         for part in parts:
-            shares = np.bincount(part.classes_N, minlength=Digits.NUM_CLASSES) / len(part)
+            shares = np.bincount(part.classes_N, minlength=Digits.num_classes) / len(part)
             assert shares.min() > 0.06
 
     def test_are_split_the_same_way_every_time(self, parts: tuple[ImageSet, ImageSet]) -> None:
-        assert np.array_equal(load_images(Digits())[1].levels_NRSC, parts[1].levels_NRSC)
+        assert np.array_equal(load_images(Digits(), NOWHERE)[1].levels_NRSC, parts[1].levels_NRSC)
 
 
 class TestSequences:
@@ -80,7 +84,7 @@ class TestSequences:
     ) -> None:
         known = {tuple(levels_RSC.flatten().tolist()) for levels_RSC in parts[0].levels_NRSC}
         for inputs_BT, targets_BT in islice(proxy_for(NextPixel()).task(0, workspace, CPU).batches, 5):
-            assert inputs_BT[:, 0].tolist() == [Digits.LEVELS] * len(inputs_BT)
+            assert inputs_BT[:, 0].tolist() == [Digits.levels] * len(inputs_BT)
             assert torch.equal(inputs_BT[:, 1:], targets_BT[:, :-1])
             assert {tuple(row) for row in targets_BT.tolist()} <= known
 
@@ -93,8 +97,8 @@ class TestSequences:
             def forward(self, inputs_BT: torch.Tensor) -> torch.Tensor:
                 return logits.expand(*inputs_BT.shape, -1)
 
-        logits = torch.randn(Digits.LEVELS + 1, generator=torch.Generator().manual_seed(0))
-        counts = np.bincount(parts[1].levels_NRSC.flatten(), minlength=Digits.LEVELS + 1)
+        logits = torch.randn(Digits.levels + 1, generator=torch.Generator().manual_seed(0))
+        counts = np.bincount(parts[1].levels_NRSC.flatten(), minlength=Digits.levels + 1)
         surprise = -torch.log_softmax(logits.double(), 0).numpy()
         expected = (counts * surprise).sum() / counts.sum()
         loss = proxy_for(NextPixel()).task(0, workspace, CPU).held_out_loss(Frequencies())

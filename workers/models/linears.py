@@ -15,12 +15,13 @@ def dense_linear(d_in: int, d_out: int, *, zero_init: bool = False) -> nn.Linear
     return layer
 
 
-def linear_factory(theta: Theta) -> LinearFactory:
-    """The factory of layers of structure ``theta``: one matrix where that is dense, two factors elsewhere."""
+def linear_factory(theta: Theta, *, weight_norm: bool = False) -> LinearFactory:
+    """The factory of layers of structure ``theta``: one matrix where that is dense, two factors elsewhere, which
+    ``weight_norm`` caps."""
     if theta.is_dense:
         return dense_linear
 
     def structured(d_in: int, d_out: int, *, zero_init: bool = False) -> nn.Module:
-        return EinsumLinear(d_in, d_out, theta, bias=False, zero_init=zero_init)
+        return EinsumLinear(d_in, d_out, theta, bias=False, zero_init=zero_init, weight_norm=weight_norm)
 
     return structured

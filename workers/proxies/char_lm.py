@@ -35,7 +35,7 @@ class CharLMProxy(Proxy[CharLM]):
             width=width,
             depth=self.settings.depth,
             num_heads=self.settings.num_heads,
-            linear=linear_factory(theta),
+            linear=linear_factory(theta, weight_norm=self.settings.weight_norm),
         )
 
     def task(self, seed: int, workspace: Workspace, device: torch.device) -> Task:

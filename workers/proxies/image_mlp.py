@@ -24,10 +24,10 @@ class ImageMLPProxy(Proxy[ImageMLP]):
             outputs=settings.num_outputs,
             width=width,
             depth=settings.depth,
-            linear=linear_factory(theta),
+            linear=linear_factory(theta, weight_norm=settings.weight_norm),
         )
         return nn.Sequential(nn.Flatten(), mlp)
 
     def task(self, seed: int, workspace: Workspace, device: torch.device) -> Task:
         """Images and their classes; see ``Proxy.task``."""
-        return classification(self.settings.images, self.settings.batch_size, seed, device)
+        return classification(self.settings.images, self.settings.batch_size, seed, workspace, device)

@@ -20,16 +20,16 @@ class ImageViTProxy(Proxy[ImageViT]):
         """A vision transformer; see ``Proxy.build``."""
         settings = self.settings
         return ViT(
-            size=settings.images.SIZE,
-            channels=settings.images.CHANNELS,
-            classes=settings.images.NUM_CLASSES,
+            size=settings.images.size,
+            channels=settings.images.channels,
+            classes=settings.images.num_classes,
             patch_size=settings.patch_size,
             width=width,
             depth=settings.depth,
             num_heads=settings.num_heads,
-            linear=linear_factory(theta),
+            linear=linear_factory(theta, weight_norm=settings.weight_norm),
         )
 
     def task(self, seed: int, workspace: Workspace, device: torch.device) -> Task:
         """Images and their classes; see ``Proxy.task``."""
-        return classification(self.settings.images, self.settings.batch_size, seed, device)
+        return classification(self.settings.images, self.settings.batch_size, seed, workspace, device)

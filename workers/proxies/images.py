@@ -14,14 +14,15 @@ from torch.nn import functional as F
 from search.proxies.images import Images
 from workers.images import ImageSet, load_images
 from workers.task import Batch, Task, mean_loss
+from workers.workspace import Workspace
 
 _SHIFT = 1
 """By how many pixels an image is shifted at most, in each direction, every time it is trained on."""
 
 
-def classification(images: Images, batch_size: int, seed: int, device: torch.device) -> Task:
+def classification(images: Images, batch_size: int, seed: int, workspace: Workspace, device: torch.device) -> Task:
     """Batches of images ``(B, R, S, C)`` and their classes ``(B,)``, the mean cross entropy, in nats per image."""
-    train, held_out = load_images(images)
+    train, held_out = load_images(images, workspace)
     scored = [_batch(held_out.levels_NRSC, held_out.classes_N, images, device)]
     generator = np.random.default_rng(seed)
     return Task(
@@ -29,7 +30,7 @@ def classification(images: Images, batch_size: int, seed: int, device: torch.dev
         generator=generator,
         loss=class_loss,
         held_out_loss=lambda model: mean_loss(class_loss, model, scored),
-        uninformed_loss=math.log(images.NUM_CLASSES),
+        uninformed_loss=math.log(images.num_classes),
     )
 
 
@@ -43,12 +44,12 @@ def _random_batches(
     train: ImageSet, images: Images, batch_size: int, generator: np.random.Generator, device: torch.device
 ) -> Iterator[Batch]:
     margin = ((0, 0), (_SHIFT, _SHIFT), (_SHIFT, _SHIFT), (0, 0))
-    padded_NRSC = np.pad(train.levels_NRSC, margin)
-    size = np.arange(images.SIZE)
+    size, which = np.arange(images.size), np.arange(batch_size)
     while True:
         chosen = generator.integers(0, len(train), size=batch_size)
         down, right = generator.integers(0, 2 * _SHIFT + 1, size=(2, batch_size, 1))
-        shifted = padded_NRSC[chosen[:, None, None], (down + size)[:, :, None], (right + size)[:, None, :]]
+        padded_BRSC = np.pad(train.levels_NRSC[chosen], margin)
+        shifted = padded_BRSC[which[:, None, None], (down + size)[:, :, None], (right + size)[:, None, :]]
         yield _batch(shifted, train.classes_N[chosen], images, device)
 
 
@@ -56,5 +57,5 @@ def _batch(
     levels_BRSC: npt.NDArray[np.uint8], classes_B: npt.NDArray[np.uint8], images: Images, device: torch.device
 ) -> Batch:
     """Levels become numbers from -1 to 1."""
-    scaled_BRSC = levels_BRSC.astype(np.float32) * (2 / (images.LEVELS - 1)) - 1
+    scaled_BRSC = levels_BRSC.astype(np.float32) * (2 / (images.levels - 1)) - 1
     return torch.from_numpy(scaled_BRSC).to(device), torch.from_numpy(classes_B.astype(np.int64)).to(device)

@@ -34,37 +34,31 @@ class NextPixelProxy(Proxy[NextPixel]):
             width=width,
             depth=self.settings.depth,
             num_heads=self.settings.num_heads,
-            linear=linear_factory(theta),
+            linear=linear_factory(theta, weight_norm=self.settings.weight_norm),
         )
 
     def task(self, seed: int, workspace: Workspace, device: torch.device) -> Task:
         """Images as sequences; see ``Proxy.task``."""
-        train_NT, held_out_NT = (_sequences(part, self.settings) for part in load_images(self.settings.images))
-        num_parts = math.ceil(len(held_out_NT) / _IMAGES_AT_ONCE)
-        held_out = [_batch(part_NT, device) for part_NT in np.array_split(held_out_NT, num_parts)]
+        train, held_out = load_images(self.settings.images, workspace)
+        parts = np.array_split(held_out.levels_NRSC, math.ceil(len(held_out) / _IMAGES_AT_ONCE))
+        scored = [self._batch(part_NRSC, device) for part_NRSC in parts]
         generator = np.random.default_rng(seed)
         return Task(
-            batches=_random_batches(train_NT, self.settings.batch_size, generator, device),
+            batches=self._random_batches(train, generator, device),
             generator=generator,
             loss=next_token_loss,
-            held_out_loss=lambda model: mean_loss(next_token_loss, model, held_out),
+            held_out_loss=lambda model: mean_loss(next_token_loss, model, scored),
             uninformed_loss=math.log(self.settings.vocabulary_size),
         )
 
+    def _random_batches(self, train: ImageSet, generator: np.random.Generator, device: torch.device) -> Iterator[Batch]:
+        while True:
+            chosen = generator.integers(0, len(train), size=self.settings.batch_size)
+            yield self._batch(train.levels_NRSC[chosen], device)
 
-def _sequences(images: ImageSet, settings: NextPixel) -> npt.NDArray[np.int64]:
-    """The pixels of each image, row by row, after the token that stands before all of them: ``(N, T + 1)``."""
-    pixels_NT = images.levels_NRSC.reshape(len(images), -1).astype(np.int64)
-    return np.pad(pixels_NT, ((0, 0), (1, 0)), constant_values=settings.images.LEVELS)
-
-
-def _random_batches(
-    sequences_NT: npt.NDArray[np.int64], batch_size: int, generator: np.random.Generator, device: torch.device
-) -> Iterator[Batch]:
-    while True:
-        yield _batch(sequences_NT[generator.integers(0, len(sequences_NT), size=batch_size)], device)
-
-
-def _batch(sequences_BT: npt.NDArray[np.int64], device: torch.device) -> Batch:
-    tokens_BT = torch.from_numpy(sequences_BT).to(device)
-    return tokens_BT[:, :-1], tokens_BT[:, 1:]
+    def _batch(self, levels_BRSC: npt.NDArray[np.uint8], device: torch.device) -> Batch:
+        """The pixels of each image, row by row, after the token that stands before all of them; and each one's next."""
+        pixels_BT = levels_BRSC.reshape(len(levels_BRSC), -1).astype(np.int64)
+        tokens_BT = np.pad(pixels_BT, ((0, 0), (1, 0)), constant_values=self.settings.images.levels)
+        on_device_BT = torch.from_numpy(tokens_BT).to(device)
+        return on_device_BT[:, :-1], on_device_BT[:, 1:]

@@ -25,7 +25,13 @@ class RegressionProxy(Proxy[Regression]):
     def build(self, theta: Theta, width: int) -> nn.Module:
         """A residual MLP; see ``Proxy.build``."""
         settings = self.settings
-        return MLP(inputs=settings.inputs, outputs=1, width=width, depth=settings.depth, linear=linear_factory(theta))
+        return MLP(
+            inputs=settings.inputs,
+            outputs=1,
+            width=width,
+            depth=settings.depth,
+            linear=linear_factory(theta, weight_norm=settings.weight_norm),
+        )
 
     def task(self, seed: int, workspace: Workspace, device: torch.device) -> Task:
         """Rows of the teacher; see ``Proxy.task``."""
