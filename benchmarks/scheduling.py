@@ -79,7 +79,7 @@ def _measure(database: Database, sampler: SamplerSpec, num_trials: int) -> tuple
     """Times between the starts of trials, and the mean time of an ask, all in milliseconds."""
     spec = SearchSpec(
         name=f"scheduling {sampler.kind}",
-        proxy=CharLM(train_flops=1e6, depth=1, dense_width=32),
+        proxy=CharLM(train_flops=1e6, depth=1, dense_width=32, base_lr=5e-3),
         sampler=sampler,
         budget=Budget(max_trials=num_trials + WARM),
         concurrency=NUM_SLOTS,

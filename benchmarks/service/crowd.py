@@ -33,7 +33,15 @@ _NUM_OLD = 10_000
 
 _BODY = {
     "name": "crowd",
-    "proxy": {"kind": "char_lm", "dense_width": 8, "num_heads": 1, "depth": 1, "context": 16, "train_flops": 1e6},
+    "proxy": {
+        "kind": "char_lm",
+        "dense_width": 8,
+        "num_heads": 1,
+        "depth": 1,
+        "context": 16,
+        "train_flops": 1e6,
+        "base_lr": 5e-3,
+    },
     "space": {"subspace": "full"},
     "sampler": {"kind": "random"},
     "budget": {"max_trials": 6},

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import insert
 
 from search.proxies.char_lm import CharLM
+from search.proxies.identity import task_digest
 from search.space import SUBSPACES
 from search.spec import Budget, SearchSpec
 from search.states import AttemptState, SearchState, TrialState
@@ -17,7 +18,7 @@ from search.structure import Structure, structure_of
 from service.database import Database
 from service.models import Attempt, Base, Measurement, Origin, Result, Search, Trial
 
-_PROXY = CharLM(train_flops=1e9)
+_PROXY = CharLM(train_flops=1e9, base_lr=5e-3)
 _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 _CHUNK = 5_000
 _NUM_POINTS = 12
@@ -60,6 +61,7 @@ def _search(number: int, search_id: str, num_trials: int) -> Row:
         "owner": "local",
         "spec": spec,
         "proxy_kind": spec.proxy.kind,
+        "task": task_digest(spec.proxy),
         "state": SearchState.COMPLETED,
         "state_since": _BEGIN,
         "counts": {TrialState.COMPLETED: num_trials - num_trials // 50, TrialState.INFEASIBLE: num_trials // 50},

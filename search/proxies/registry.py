@@ -26,7 +26,7 @@ def _named(proxy: object) -> object:
     if not isinstance(proxy, str):
         return proxy
     if proxy not in PRESETS:
-        raise FieldError("proxy", expected=f"settings, or the name of some: {', '.join(PRESETS)}", got=proxy)
+        raise FieldError("the proxy", expected=f"settings, or the name of some: {', '.join(PRESETS)}", got=proxy)
     return PRESETS[proxy].proxy  # type: ignore[index]  # it is one of the names
 
 
