@@ -15,6 +15,7 @@ from pathlib import Path
 from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session, joinedload, selectinload
 
+from einlayers.errors import FieldError
 from search.plan import Plan
 from search.proxies.identity import digest, task_digest
 from search.spec import SearchSpec
@@ -26,7 +27,7 @@ from search.studies.transfer import Transfer
 from search.trial import Report
 from service import calibrations, evidence, repositories, searches
 from service.clock import now
-from service.errors import NotFound
+from service.errors import InvalidValue, NotFound
 from service.keys import LOCAL, Caller
 from service.models import Attempt, Measurement, Reason, Search, Study, StudyPart, Trial
 from service.paging import Key, Page, PageRequest, page_of
@@ -53,8 +54,13 @@ def submit(
     """Begin a study, with a search for each part that no study before it has planned in the same way.
 
     Raises:
-        InvalidValue: see ``searches.submit``.
+        InvalidValue: its plans are too long, or have runs that a proxy cannot train; or see ``searches.submit``.
     """
+    try:
+        plans = spec.searches()
+    except FieldError as error:
+        expected = f"plans of runs that its proxies can train ({error})"
+        raise InvalidValue("", FieldError("the study", expected=expected, got=spec.name)) from error
     study = Study(
         id=secrets.token_hex(6),
         kind=spec.kind,
@@ -67,7 +73,7 @@ def submit(
     )
     session.add(study)
     session.flush()
-    for number, (role, planned) in enumerate(spec.searches().items()):
+    for number, (role, planned) in enumerate(plans.items()):
         needed = calibrations.find(session, planned.proxy).applied_to(planned)
         name = _plan_digest(needed)
         search_id = _planned_before(session, name)

@@ -102,6 +102,24 @@ class TestEveryKind:
         problem_of(client.post(f"/v1/{plural}", json=body(plural, proxy=proxy)), 422)
         assert client.get("/v1/searches").json()["items"] == []
 
+    @pytest.mark.parametrize(
+        ("plural", "changes"),
+        [
+            ("fidelity-studies", {"proxy": {**PROXY, "train_flops": 1e21}}),
+            ("fidelity-studies", {"proxy": {**PROXY, "dense_width": 4096}}),
+            ("fidelity-studies", {"seed": 2**63 - 1}),
+            ("fidelity-studies", {"structures": {"count": 500}, "replicates": 100}),
+            ("baselines", {"proxy": {**PROXY, "train_flops": 1e21}}),
+            ("baselines", {"width_factors": [64], "proxy": {**PROXY, "dense_width": 4096}}),
+            ("scaling-studies", {"compute_factors": [1, 64], "proxy": {**PROXY, "train_flops": 1e21}}),
+            ("transfer-checks", {"width_factors": [1, 64], "proxy": {**PROXY, "dense_width": 2048}}),
+        ],
+    )
+    def test_refuses_plans_that_cannot_be_made(self, client: TestClient, plural: str, changes: dict[str, Any]) -> None:
+        problem = problem_of(client.post(f"/v1/{plural}", json=body(plural, **changes)), 422)
+        assert "plans of runs that its proxies can train" in str(problem.errors)
+        assert client.get("/v1/searches").json()["items"] == []
+
     @EACH
     def test_is_begun_once_for_one_key(self, client: TestClient, plural: str) -> None:
         answers = [
