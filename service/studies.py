@@ -6,6 +6,7 @@ again: a reference is measured once for all that are compared with it.
 
 import hashlib
 import json
+import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -32,6 +33,8 @@ from service.keys import LOCAL, Caller
 from service.models import Attempt, Measurement, Reason, Search, Study, StudyPart, Trial
 from service.paging import Key, Page, PageRequest, page_of
 from service.transitions import move_search
+
+logger = logging.getLogger(__name__)
 
 _BEFORE = (SearchState.QUEUED, SearchState.RUNNING, SearchState.PAUSED)
 """States in which a search may wait for its learning rate."""
@@ -177,7 +180,13 @@ def _calibrate(session: Session, search: Search, corpora_dir: Path | None) -> No
         return
     study = session.get(Study, search.calibration_id) if search.calibration_id else None
     if study is None:
-        study = _running_calibration(session, search) or _begin_calibration(session, search, corpora_dir)
+        try:
+            with session.begin_nested():
+                study = _running_calibration(session, search) or _begin_calibration(session, search, corpora_dir)
+        except InvalidValue as error:  # such as a corpus that is gone since the search was submitted
+            logger.warning("search %s cannot be calibrated: %s", search.id, error.problems[0].detail)
+            move_search(session, search, SearchState.STOPPING, Reason.CALIBRATION_FAILED)
+            return
         search.calibration_id, search.waiting_for = study.id, f"the calibration {study.id} of its learning rate"
     elif study.state is StudyState.FAILED:
         move_search(session, search, SearchState.STOPPING, Reason.CALIBRATION_FAILED)

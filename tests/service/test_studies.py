@@ -290,6 +290,23 @@ class TestOpenLearningRate:
         carry_out()
         assert ending(database, again)[0] is SearchState.COMPLETED
 
+    def test_fails_the_search_where_its_corpus_is_gone_by_then(
+        self, database: Database, corpora_dir: Path, carry_out: Callable[[], None]
+    ) -> None:
+        gone, other = (submit(database, spec_of(1, proxy=replace(OPEN, context=n)), corpora_dir) for n in (16, 17))
+        corpus = corpora_dir / "corpus.txt"
+        text = corpus.read_bytes()
+        corpus.unlink()
+        Analyst(database, corpora_dir).turn()
+        assert kinds(database) == []
+        corpus.write_bytes(text)
+        carry_out()
+        for search_id in (gone, other):
+            assert ending(database, search_id) == (SearchState.FAILED, Reason.CALIBRATION_FAILED)
+        again = submit(database, spec_of(1, proxy=OPEN), corpora_dir)
+        carry_out()
+        assert ending(database, again)[0] is SearchState.COMPLETED
+
     def test_takes_no_trials_before_it_is_known(self, database: Database, corpora_dir: Path) -> None:
         waiting = submit(database, spec_of(2, proxy=OPEN), corpora_dir)
         with pytest.raises(WrongState, match="waits for the calibration"), database.write() as session:
