@@ -2,6 +2,7 @@
 
 # S structures, R replicates
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -35,7 +36,7 @@ def analyse(study: FidelityStudy, measured: Mapping[str, Sequence[Measured]]) ->
         against_reference=against,
         single_against_reference=fmean(spearman(losses_S, truth_S) for losses_S in losses_SR.T),
         top_overlap=top_overlap(losses_SR, _BEST),
-        sd=float(np.sqrt(fmean(each.sd**2 for each in structures if each.sd is not None) if structures else 0.0)),
+        sd=_pooled([each.sd for each in structures if each.sd is not None]),
         cpu_seconds=fmean(seconds),
         highest_cpu_seconds=max(seconds),
         truthful=against.spearman.value >= Fidelity.TRUTHFUL,
@@ -62,6 +63,10 @@ def _structures(
         )
         for s, theta in enumerate(study.thetas)
     )
+
+
+def _pooled(sds: Sequence[float]) -> float:
+    return math.sqrt(fmean(sd**2 for sd in sds)) if sds else 0.0
 
 
 def _is_best(loss: float, neighbours: Sequence[Measured]) -> bool:

@@ -93,6 +93,11 @@ class TestFidelity:
         assert [each.theta for each in found.structures if each.loss is None] == [REFERENCE_SET[3]]
         assert found.between_seeds.spearman.value == pytest.approx(1)
 
+    def test_of_what_cannot_be_trained_at_all_is_none(self) -> None:
+        found = fidelity.analyse(self.STUDY, World(lambda *_: math.inf).measure(self.STUDY))
+        assert {each.loss for each in found.structures} == {None}
+        assert (found.sd, found.truthful) == (0.0, False)
+
 
 class TestCalibration:
     STUDY = Calibration(name="x", proxy=PROXY)
@@ -193,7 +198,7 @@ class TestScaling:
             assert each.bracketed
 
     def test_is_right_about_how_sure_it_is(self) -> None:
-        # The same over 100 draws and with 100 resamples is in docs/fidelity.md: it takes minutes.
+        # Few draws, because each takes a second.
         noisy, hits, asked = World(sized, run_sd=0.015, point_sd=0.003), 0, 0
         study = replace(self.STUDY, structures=(NAMED["monarch"],))
         for seed in range(6):
