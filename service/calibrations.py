@@ -3,15 +3,13 @@ that comes along for the default settings, or the one that a calibration is stil
 
 from dataclasses import dataclass, replace
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from search.proxies.identity import is_shipped, task_digest
 from search.proxies.registry import ProxySpec
 from search.spec import SearchSpec
-from search.states import StudyState
 from search.studies.calibration import Calibrated
-from service.models import Study
+from service import evidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,15 +32,8 @@ def find(session: Session, proxy: ProxySpec) -> Rate:
     """The calibrated rate of a proxy that leaves it open; nothing for one that does not, or where none is known yet."""
     if proxy.base_lr is not None:
         return Rate()
-    query = select(Study).where(Study.kind == "calibration", Study.task == task_digest(proxy))
-    query = query.where(Study.state == StudyState.COMPLETED).order_by(Study.created_at.desc(), Study.id).limit(1)
-    study = session.scalars(query).one_or_none()
-    if study is not None:
-        return rate_of(study)
-    return Rate(base_lr=proxy.SHIPPED_LR) if is_shipped(proxy) else Rate()
-
-
-def rate_of(study: Study) -> Rate:
-    """What a completed calibration has found."""
-    assert isinstance(study.finding, Calibrated), "only a completed calibration has a rate"
+    study = evidence.newest(session, "calibration", task_digest(proxy))
+    if study is None:
+        return Rate(base_lr=proxy.SHIPPED_LR) if is_shipped(proxy) else Rate()
+    assert isinstance(study.finding, Calibrated), "a completed calibration has a rate"
     return Rate(base_lr=study.finding.base_lr, warmup_steps=study.finding.warmup_steps, study_id=study.id)

@@ -12,6 +12,12 @@ from search.studies.transfer import Transfer
 from service.models import Search, Study, operator_name
 
 
+def newest(session: Session, kind: str, task: str) -> Study | None:
+    """The newest completed study of a kind and a task."""
+    query = select(Study).where(Study.kind == kind, Study.task == task, Study.state == StudyState.COMPLETED)
+    return session.scalars(query.order_by(Study.created_at.desc(), Study.id.desc()).limit(1)).one_or_none()
+
+
 def fidelity_of(session: Session, searches: Collection[Search]) -> Mapping[str, Study]:
     """The fidelity studies of exactly the proxies of these searches, by the searches' ids, where there are any."""
     proxies = {search.id: digest(search.spec.proxy) for search in searches}
@@ -22,11 +28,11 @@ def fidelity_of(session: Session, searches: Collection[Search]) -> Mapping[str, 
 
 def baseline_of(session: Session, task: str) -> DenseFrontier | None:
     """The dense frontier of a task, if it was ever measured."""
-    studies = _completed(session, Study.kind == "baseline", Study.task == task)
-    if not studies:
+    study = newest(session, "baseline", task)
+    if study is None:
         return None
-    assert isinstance(studies[-1].finding, DenseFrontier), "a completed baseline has a frontier"
-    return studies[-1].finding
+    assert isinstance(study.finding, DenseFrontier), "a completed baseline has a frontier"
+    return study.finding
 
 
 def transfers_of(session: Session, task: str) -> dict[str, bool]:

@@ -88,7 +88,7 @@ def submit(session: Session, spec: SearchSpec, corpora_dir: Path | None, caller:
     """
     validate(spec, corpora_dir)
     calibration = calibrations.find(session, spec.proxy)
-    spec = calibration.applied_to(spec)
+    spec, task = calibration.applied_to(spec), task_digest(spec.proxy)
     search = Search(
         id=secrets.token_hex(6),
         name=spec.name,
@@ -103,8 +103,8 @@ def submit(session: Session, spec: SearchSpec, corpora_dir: Path | None, caller:
         num_retries=0,
         seconds_before=0.0,
         last_event=0,
-        task=task_digest(spec.proxy),
-        transfers=evidence.transfers_of(session, task_digest(spec.proxy)),
+        task=task,
+        transfers=evidence.transfers_of(session, task),
         awaits_calibration=spec.proxy.base_lr is None,
         calibration_id=calibration.study_id,
         epoch=0,

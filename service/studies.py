@@ -4,8 +4,6 @@ A study is carried out by searches, which lose nothing. Those that an earlier st
 again: a reference is measured once for all that are compared with it.
 """
 
-import hashlib
-import json
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +16,7 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 
 from einlayers.errors import FieldError
 from search.plan import Plan
-from search.proxies.identity import digest, task_digest
+from search.proxies.identity import digest, fingerprint, task_digest
 from search.spec import SearchSpec
 from search.states import AttemptState, SearchState, StudyState, TrialState
 from search.studies.base import Measured
@@ -193,7 +191,7 @@ def _calibrate(session: Session, search: Search, corpora_dir: Path | None) -> No
 
 
 def _running_calibration(session: Session, search: Search) -> Study | None:
-    query = select(Study).where(Study.kind == "calibration", Study.task == task_digest(search.spec.proxy))
+    query = select(Study).where(Study.kind == "calibration", Study.task == search.task)
     return session.scalars(query.where(Study.state == StudyState.RUNNING).limit(1)).one_or_none()
 
 
@@ -213,8 +211,7 @@ def _planned_before(session: Session, name: str) -> str | None:
 
 def _plan_digest(spec: SearchSpec) -> str:
     # How it is called and how many trials run at once changes nothing of what comes out.
-    plan = asdict(replace(spec, name="plan", concurrency=1))
-    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:32]
+    return fingerprint(asdict(replace(spec, name="plan", concurrency=1)))
 
 
 def _tell_of_transfers(session: Session, task: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from einlayers.taxonomy import taxonomy
 from einlayers.theta import Theta
 from einsearch.answers import Study
+from search.studies.fidelity import REFERENCE_FACTOR
 
 _HEAD = """# Fidelity: how far the proxies can be trusted
 
@@ -58,7 +59,7 @@ def _cost_table(studies: Sequence[Study]) -> Iterator[str]:
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for study in studies:
         found, spec = _found(study), study["spec"]
-        truth = spec["reference"] or {**spec["proxy"], "train_flops": 4 * spec["proxy"]["train_flops"]}
+        truth = spec["reference"] or {**spec["proxy"], "train_flops": REFERENCE_FACTOR * spec["proxy"]["train_flops"]}
         yield (
             f"| {study['name']} | {spec['proxy']['train_flops']:.2g} "
             f"| {found['cpu_seconds']:.1f} ({found['highest_cpu_seconds']:.1f}) "

@@ -5,6 +5,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
@@ -17,7 +18,11 @@ from search.studies.estimates import Estimate
 from search.studies.laws import PowerLaw, SizeLaw
 from search.studies.scaling import FittedPowerLaw, FittedSizeLaw, Scaling, ScalingStudy, StructureScaling
 
+Law = TypeVar("Law", PowerLaw, SizeLaw)
+
 NUM_DRAWS = 100
+"""How often the runs of a structure are drawn anew, for each of its laws."""
+
 _LEVEL = 0.95
 _MIN_SIZES = 3
 """Over fewer sizes nobody can tell what the loss owes to the parameters."""
@@ -57,14 +62,8 @@ def _power_law(candidates: Sequence[Candidate], levels_K: np.ndarray) -> FittedP
         points = frontier_of(chosen, levels_K)
         return fit_power_law([p.train_flops for p in points], [math.exp(p.log_loss) for p in points], near=near)
 
-    law = fit(candidates, None)
-    drawn = [fit(sample, law) for sample in _samples(candidates)]
-    interval = _intervals(candidates)
-    return FittedPowerLaw(
-        law=law,
-        exponent=interval(law.exponent, [each.exponent for each in drawn]),
-        irreducible=interval(law.irreducible, [each.irreducible for each in drawn]),
-    )
+    law, estimates = _with_intervals(fit, candidates, ("exponent", "irreducible"))
+    return FittedPowerLaw(law=law, **estimates)
 
 
 def _size_law(candidates: Sequence[Candidate], levels_K: np.ndarray) -> FittedSizeLaw | None:
@@ -87,15 +86,18 @@ def _size_law(candidates: Sequence[Candidate], levels_K: np.ndarray) -> FittedSi
             near=near,
         )
 
-    law = fit(best, None)
-    drawn = [fit(sample, law) for sample in _samples(best)]
-    interval = _intervals(best)
-    return FittedSizeLaw(
-        law=law,
-        params_exponent=interval(law.params_exponent, [each.params_exponent for each in drawn]),
-        data_exponent=interval(law.data_exponent, [each.data_exponent for each in drawn]),
-        irreducible=interval(law.irreducible, [each.irreducible for each in drawn]),
-    )
+    law, estimates = _with_intervals(fit, best, ("params_exponent", "data_exponent", "irreducible"))
+    return FittedSizeLaw(law=law, **estimates)
+
+
+def _with_intervals(
+    fit: Callable[[Sequence[Candidate], Law | None], Law], candidates: Sequence[Candidate], names: Sequence[str]
+) -> tuple[Law, dict[str, Estimate]]:
+    """The law of all runs, and intervals of these numbers of it, from fits to runs drawn anew."""
+    law = fit(candidates, None)
+    drawn = [fit(sample, law) for sample in _samples(candidates)]
+    interval = _intervals(candidates)
+    return law, {name: interval(getattr(law, name), [getattr(each, name) for each in drawn]) for name in names}
 
 
 def _best_rates(candidates: Sequence[Candidate]) -> list[Candidate]:

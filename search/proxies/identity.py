@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 
 from search.proxies.registry import ProxySpec
@@ -13,13 +14,13 @@ at a constant rate; the rest of them is what a calibration finds."""
 
 def digest(proxy: ProxySpec) -> str:
     """The same for two proxies if and only if all of their settings are."""
-    return _digest(asdict(proxy))
+    return fingerprint(asdict(proxy))
 
 
 def task_digest(proxy: ProxySpec) -> str:
     """The same for two proxies that differ at most in size, budget and learning rate: one calibration serves both, and
     the losses of both are losses of one kind."""
-    return _digest({name: value for name, value in asdict(proxy).items() if name not in _CARRIED})
+    return fingerprint({name: value for name, value in asdict(proxy).items() if name not in _CARRIED})
 
 
 def is_shipped(proxy: ProxySpec) -> bool:
@@ -29,5 +30,6 @@ def is_shipped(proxy: ProxySpec) -> bool:
     return all(getattr(proxy, name) == getattr(default, name) for name in open_fields)
 
 
-def _digest(settings: dict[str, object]) -> str:
+def fingerprint(settings: Mapping[str, object]) -> str:
+    """The same for equal settings, of a proxy or of anything else that is JSON, and 32 characters long."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
