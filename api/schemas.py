@@ -12,9 +12,9 @@ from einlayers.errors import FieldError
 from einlayers.taxonomy import Family, Taxonomy
 from einlayers.theta import Theta
 from search.checks import Whole
-from search.proxies.base import ModelCost
 from search.proxies.presets import PresetName
 from search.proxies.registry import ProxySpec
+from search.proxies.shapes import ModelCost
 from search.spec import Budget, SearchSpec
 from search.states import AttemptState, SearchState, TrialState
 from search.studies.baseline import Multiplier

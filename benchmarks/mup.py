@@ -35,6 +35,7 @@ from einlayers.scaling import branch_scale
 from einlayers.theta import Theta
 from search.proxies.char_lm import CHAR_VOCABULARY, CharLM
 from workers.models.gpt import GPT
+from workers.models.layers import Layers
 from workers.models.linears import dense_linear, linear_factory
 from workers.proxies.char_lm import CharLMProxy
 from workers.workspace import Workspace
@@ -323,7 +324,7 @@ def gpt_loss(sweep: Sweep, width: int, lr: float, seed: int, workspace: Workspac
             width=width,
             depth=DEPTH,
             num_heads=NUM_HEADS,
-            linear=linear,
+            layers=Layers(linear=linear),
         )
 
     with torch.device("meta"):

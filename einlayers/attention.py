@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from einlayers.dims import check_size
 from einlayers.errors import FieldError
-from einlayers.families import HeadCase, head_aligned_dims
+from einlayers.families import ALIGNED_IN, ALIGNED_OUT, HeadCase, head_aligned_dims
 from einlayers.linear import EinsumLinear
 
 BASE_HEAD_WIDTH = 8
@@ -82,11 +82,12 @@ def head_aligned_attention(
     num_heads: int,
     *,
     causal: bool = True,
-    case_in: HeadCase = "(n|d|d|n)",
-    case_out: HeadCase = "(d|n|n|d)",
+    case_in: HeadCase = ALIGNED_IN,
+    case_out: HeadCase = ALIGNED_OUT,
     rank: int = 1,
     qk_norm: bool = True,
     bias: bool = False,
+    weight_norm: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Attention:
@@ -107,7 +108,9 @@ def head_aligned_attention(
 
         def linear(d_in: int, d_out: int, *, zero_init: bool = False) -> nn.Module:
             assert (d_in, d_out) == (dims.d_in, dims.d_out)
-            return EinsumLinear.from_dims(dims, bias=bias, zero_init=zero_init, device=device, dtype=dtype)
+            return EinsumLinear.from_dims(
+                dims, bias=bias, zero_init=zero_init, weight_norm=weight_norm, device=device, dtype=dtype
+            )
 
         return linear
 

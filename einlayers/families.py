@@ -12,6 +12,9 @@ from einlayers.taxonomy import Cost
 from einlayers.theta import NAMED
 
 HeadCase = Literal["(n|d|d|n)", "(d|n|d|n)", "(n|d|n|d)", "(d|n|n|d)"]
+
+ALIGNED_IN: HeadCase = "(n|d|d|n)"
+ALIGNED_OUT: HeadCase = "(d|n|n|d)"
 """``(alpha|gamma|epsilon|phi)`` of a head-aligned BTT, written in n, the number of heads, and d, the width of each."""
 
 MAX_CORES = 8

@@ -10,9 +10,9 @@ from einlayers.taxonomy import Taxonomy
 from einlayers.theta import NAMED
 from search.checks import Number, Whole, check_number, check_whole
 from search.plan import Plan
-from search.proxies.base import ModelCost
 from search.proxies.char_lm import CharLM
 from search.proxies.registry import ProxySpec
+from search.proxies.shapes import ModelCost
 from search.space import SUBSPACES
 
 SubspaceName = Literal["full", "btt", "low-rank", "tensor-train"]

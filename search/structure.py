@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from einlayers.dims import Dims, resolve
 from einlayers.taxonomy import Family, Taxonomy, classify, taxonomy
 from einlayers.theta import Theta
-from search.proxies.base import ModelCost
 from search.proxies.registry import ProxySpec
+from search.proxies.shapes import ModelCost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ def find(session: Session, proxy: ProxySpec) -> Rate:
     """The calibrated rate of a proxy that leaves it open; nothing for one that does not, or where none is known yet."""
     if proxy.base_lr is not None:
         return Rate()
-    study = evidence.newest(session, "calibration", task_digest(proxy))
+    study = evidence.newest(session, "calibration", task_digest(proxy.tuned_on))
     if study is None:
         return Rate(base_lr=proxy.SHIPPED_LR) if is_shipped(proxy) else Rate()
     assert isinstance(study.finding, Calibrated), "a completed calibration has a rate"

@@ -5,7 +5,8 @@ from collections.abc import Collection, Mapping, Sequence
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
-from search.proxies.identity import digest
+from search.proxies.identity import digest, task_digest
+from search.proxies.registry import ProxySpec
 from search.states import StudyState
 from search.studies.baseline import DenseFrontier
 from search.studies.transfer import Transfer
@@ -26,9 +27,9 @@ def fidelity_of(session: Session, searches: Collection[Search]) -> Mapping[str, 
     return {search_id: found[proxy] for search_id, proxy in proxies.items() if proxy in found}
 
 
-def baseline_of(session: Session, task: str) -> DenseFrontier | None:
-    """The dense frontier of a task, if it was ever measured."""
-    study = newest(session, "baseline", task)
+def baseline_of(session: Session, proxy: ProxySpec) -> DenseFrontier | None:
+    """The frontier of the plain dense model of a proxy's task, if it was ever measured."""
+    study = newest(session, "baseline", task_digest(proxy.plain))
     if study is None:
         return None
     assert isinstance(study.finding, DenseFrontier), "a completed baseline has a frontier"

@@ -188,7 +188,7 @@ def _ranked(session: Session, search_id: str, digests: Sequence[str], first_rank
     for trial in sorted(session.scalars(query), key=lambda trial: trial.number):
         if trial.state is TrialState.COMPLETED and trial.excluded_at is None:
             replicates[trial.digest].append(trial)
-    baseline = evidence.baseline_of(session, repositories.search_by_id(session, search_id).task)
+    baseline = evidence.baseline_of(session, repositories.search_by_id(session, search_id).spec.proxy)
     return [
         RankedStructure(
             rank=rank,

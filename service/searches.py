@@ -57,7 +57,7 @@ class SearchDetail:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """What a search will cost at most, None where only time limits it, and the models that its known designs give: the
-    dense baseline first, then its seeds."""
+    plain dense baseline first, then its seeds."""
 
     train_flops: float | None
     max_trials: int | None
@@ -75,7 +75,7 @@ def validate(spec: SearchSpec, corpora_dir: Path | None) -> Estimate:
     return Estimate(
         train_flops=spec.train_flops(spec.budget),
         max_trials=spec.num_trials(spec.budget),
-        baseline=structure_of(NAMED["dense"], spec.proxy),
+        baseline=structure_of(NAMED["dense"], spec.proxy.plain),
         seeds=[structure_of(NAMED[name], spec.proxy) for name in spec.space.seeds],
     )
 

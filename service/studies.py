@@ -68,7 +68,7 @@ def submit(
         name=spec.name,
         owner=caller.owner,
         spec=spec,
-        task=task_digest(spec.proxy),
+        task=task_digest(spec.subject),
         state=StudyState.RUNNING,
         created_at=now(session),
     )
@@ -191,7 +191,7 @@ def _calibrate(session: Session, search: Search, corpora_dir: Path | None) -> No
 
 
 def _running_calibration(session: Session, search: Search) -> Study | None:
-    query = select(Study).where(Study.kind == "calibration", Study.task == search.task)
+    query = select(Study).where(Study.kind == "calibration", Study.task == task_digest(search.spec.proxy.tuned_on))
     return session.scalars(query.where(Study.state == StudyState.RUNNING).limit(1)).one_or_none()
 
 

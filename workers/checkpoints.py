@@ -25,7 +25,7 @@ from search.trial import Report, TrialSpec
 KEEP_DAYS = 60.0
 """Days after which a checkpoint is taken to be forgotten. Its trial, if it still waits, begins anew."""
 
-_FORMAT = 2
+_FORMAT = 3
 _KEY = re.compile(r"(?P<trial>[A-Za-z0-9]{1,64}-[0-9]{1,12})-(?P<attempt>[0-9]{1,12})")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _UNREADABLE = (OSError, EOFError, pickle.UnpicklingError, RuntimeError, ValueError, LookupError, TypeError)

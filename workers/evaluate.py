@@ -141,9 +141,10 @@ class _Run:
         training = Training(
             model,
             param_groups(model, spec.proxy),
-            proxy.task(spec.seed, self._workspace, torch.device(device)),
+            proxy.task(_data_seed(spec), self._workspace, torch.device(device)),
             num_steps=spec.proxy.num_steps(self._macs),
             warmup_steps=spec.proxy.warmup_steps,
+            balance=spec.proxy.mixture.balance if spec.proxy.mixture else 0.0,
         )
         self._training = training
         self._resume(training)
@@ -196,6 +197,10 @@ class _Run:
 
     def _cpu_seconds(self) -> float:
         return time.process_time() - self._cpu_started
+
+
+def _data_seed(spec: TrialSpec) -> int:
+    return spec.seed if spec.proxy.data_seed is None else spec.proxy.data_seed
 
 
 def _in_a_line(error: BaseException) -> str:

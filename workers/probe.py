@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from einlayers.linear import EinsumLinear
+from einlayers.moe import FeedForwardMoE, LinearMoE
+from einlayers.routing import Router
 from search.trial import Coordinates
 from workers.task import Batch
 
 _HEAD = "head"
+_LAYERS = (EinsumLinear, nn.Linear, LinearMoE, FeedForwardMoE)
 
 
 class Probe:
@@ -29,7 +32,7 @@ class Probe:
         self._layers = {
             name: module
             for name, module in model.named_modules()
-            if isinstance(module, (EinsumLinear, nn.Linear)) and (name.startswith("blocks.") or name == _HEAD)
+            if isinstance(module, _LAYERS) and not isinstance(module, Router) and _is_watched(name)
         }
 
     def begin(self, batch: Batch) -> None:
@@ -78,6 +81,10 @@ class Probe:
             )
             for kind, names in kinds.items()
         }
+
+
+def _is_watched(name: str) -> bool:
+    return name.startswith("blocks.") or name == _HEAD
 
 
 def _rms(tensors: list[Tensor]) -> float:

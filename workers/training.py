@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from einlayers.routing import auxiliary_loss
 from workers.probe import Probe
 from workers.task import Task
 
@@ -37,17 +38,27 @@ class _Adam(torch.optim.Adam):
 
 
 class Training:
-    """A model in training: everything that a step changes, so that what was saved continues to the same last bit."""
+    """A model in training: everything that a step changes, so that what was saved continues to the same last bit.
+
+    ``balance`` is the weight of the auxiliary loss of a model with mixtures of experts; 0 for one without.
+    """
 
     def __init__(
-        self, model: nn.Module, groups: list[dict[str, object]], task: Task, *, num_steps: int, warmup_steps: int
+        self,
+        model: nn.Module,
+        groups: list[dict[str, object]],
+        task: Task,
+        *,
+        num_steps: int,
+        warmup_steps: int,
+        balance: float = 0.0,
     ) -> None:
-        self.model, self.task, self.num_steps = model, task, num_steps
+        self.model, self.task, self.num_steps, self.balance = model, task, num_steps, balance
         self.step = 0
         self.optimiser = _Adam(groups, betas=(0.9, 0.95), fused=True)
         warmup = min(warmup_steps, max(1, num_steps // 10))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda step: min(1.0, (step + 1) / warmup))
-        self.averaged = deepcopy(model).requires_grad_(False)
+        self.averaged = deepcopy(model).requires_grad_(False).eval()
         self._weights: tuple[list[Tensor], list[Tensor]] = list(self.averaged.parameters()), list(model.parameters())
         # The worst loss since the start, because what explodes may end as a dead network with a harmless loss.
         self.worst = torch.zeros((), device=self.device)
@@ -66,7 +77,8 @@ class Training:
         self.optimiser.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             loss = self.task.loss(self.model, batch)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        total = loss + self.balance * auxiliary_loss(self.model) if self.balance else loss
+        total.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         self.optimiser.step()
         self.schedule.step()
         self._average()

@@ -5,6 +5,8 @@ multiplier of its rule. Embeddings, gains, biases and layers that read the input
 2406.06248, section 4.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -24,8 +26,14 @@ def param_groups(model: nn.Module, settings: ProxySpec) -> list[Group]:
     """
     if settings.base_lr is None:
         raise FieldError("base_lr", expected="the calibrated learning rate of the proxy", got=None)
+    tuned_on = replace(settings, depth=settings.base_depth or settings.depth)
     with torch.random.fork_rng():  # of the model that the rate was tuned on, only the shapes count
-        base = proxy_for(settings).build(NAMED["dense"], settings.nearest_width(settings.base_width))
+        base = proxy_for(tuned_on).build(NAMED["dense"], settings.nearest_width(settings.base_width))
     return optim.param_groups(
-        model, settings.base_lr, base=base, optimizer="adam", input_lr_mult=settings.input_lr_mult
+        model,
+        settings.base_lr,
+        base=base,
+        optimizer="adam",
+        input_lr_mult=settings.input_lr_mult,
+        depth_rule=settings.base_depth is not None,
     )

@@ -36,7 +36,10 @@ def analyse(study: ScalingStudy, measured: Mapping[str, Sequence[Measured]]) -> 
     """
     most, least = max(study.compute_factors), min(study.compute_factors)
     levels_K = levels_below(most * study.proxy.train_flops, least * study.proxy.train_flops)
-    found = {theta: candidates_of(runs, levels_K) for theta, runs in by_structure(measured["structures"]).items()}
+    found = {
+        theta: candidates_of(runs, levels_K)
+        for theta, runs in by_structure([*measured["dense"], *measured.get("structures", ())]).items()
+    }
     dense = DenseFrontier(points=frontier_of(found[study.thetas[0]], levels_K))
     structures = []
     for theta in study.thetas:

@@ -7,37 +7,22 @@ a structure cost what the dense model costs, its parameters, its MACs, and the l
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from pydantic import ConfigDict
 
 from einlayers.dims import MAX_WIDTH
+from einlayers.errors import FieldError
+from einlayers.scaling import branch_scale
 from einlayers.taxonomy import layer_cost
 from einlayers.theta import NAMED, Theta
 from search.checks import Flag, Number, Whole, check_number, check_whole
+from search.proxies.shapes import LayerShape, Mixture, ModelCost
 
 NAMED_BY_KIND: ConfigDict = {"extra": "forbid", "json_schema_extra": {"required": ["kind"]}}
 """How a proxy is told apart in JSON; one of them alone need not say its kind, or nobody could tell which one is meant."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerShape:
-    """A kind of replaceable linear layer in a model: its name, its widths, how often it occurs."""
-
-    name: str
-    d_in: int
-    d_out: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelCost:
-    """A whole model: all parameters, and forward MACs per example (a token, or a row), all layers included."""
-
-    params: int
-    macs: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +35,18 @@ class ProxySettings(ABC):
 
     ``base_lr`` is the learning rate of the dense model at about ``base_width``, which muP carries to every other model; by
     default it is calibrated there. Embeddings, gains and biases have ``input_lr_mult`` times that rate at every width. The
-    rate rises over ``warmup_steps``, at most a tenth of all steps, and is constant then. ``weight_norm`` caps each factor of
-    a structured layer at its initial scale and gives it a gain (2406.06248, section 4.3).
+    rate rises over ``warmup_steps``, at most a tenth of all steps, and is constant then. ``base_depth`` is the depth that
+    the rate was tuned at, where it is another: residual branches and the rates within them are then scaled for the model's
+    own (2310.02244).
+
+    ``weight_norm`` caps each factor of a structured layer at its initial scale and gives it a gain (2406.06248, section
+    4.3). ``mixture`` makes mixtures of experts of the layers.
+
+    The initialisation of a trial follows from its seed, and so does the order of its data, unless ``data_seed`` says that
+    all trials see the same.
 
     Raises:
-        FieldError: a value is outside its range.
+        FieldError: a value is outside its range, or there are both mixtures and a norm of their weights.
     """
 
     kind: str
@@ -67,7 +59,10 @@ class ProxySettings(ABC):
     base_width: Whole
     input_lr_mult: Number
     warmup_steps: Whole = 50
+    base_depth: Whole | None = None
     weight_norm: Flag = False
+    mixture: Mixture | None = None
+    data_seed: Whole | None = None
 
     SHIPPED_LR: ClassVar[float]
     """The learning rate that was calibrated for the default settings; where a calibration of other ones looks around."""
@@ -85,6 +80,32 @@ class ProxySettings(ABC):
         check_whole("base_width", self.base_width, 1, 4096)
         check_number("input_lr_mult", self.input_lr_mult, 1e-4, 1e4)
         check_whole("warmup_steps", self.warmup_steps, 1, 1_000_000)
+        if self.base_depth is not None:
+            check_whole("base_depth", self.base_depth, 1, 96)
+        if self.data_seed is not None:
+            check_whole("data_seed", self.data_seed, 0, 2**63 - 1)
+        if self.weight_norm and self.mixture is not None:
+            raise FieldError("weight_norm", expected="false where there is a mixture", got=True)
+
+    @property
+    def plain(self) -> Self:
+        """The same model of plain layers: its dense form is what every structure is compared with."""
+        return replace(self, weight_norm=False, mixture=None)
+
+    @property
+    def tuned_on(self) -> Self:
+        """The proxy whose dense model, at ``base_width``, the learning rate is tuned on."""
+        return replace(self.plain, depth=self.base_depth or self.depth, base_depth=None, data_seed=None)
+
+    @property
+    def branch_scale(self) -> float:
+        """What the residual branches are multiplied by."""
+        return branch_scale(self.depth, self.base_depth or self.depth)
+
+    @property
+    def dense_macs(self) -> int:
+        """MACs per example of the plain dense model of ``dense_width``: what every structure may cost."""
+        return self.plain.cost(NAMED["dense"], self.dense_width).macs
 
     @property
     def width_step(self) -> int:
@@ -112,18 +133,25 @@ class ProxySettings(ABC):
     def cost(self, theta: Theta, width: int) -> ModelCost:
         """Parameters and MACs per example of the model whose layers have the structure ``theta``."""
         fixed = self.fixed_cost(width)
-        layers = [(layer.count, layer_cost(theta, layer.d_in, layer.d_out)) for layer in self.layers(width)]
-        gains = 2 * sum(layer.count for layer in self.layers(width)) if self.weight_norm and not theta.is_dense else 0
+        layers = [(layer.count, self._layer_cost(theta, layer)) for layer in self.layers(width)]
         return ModelCost(
-            params=sum(n * cost.params for n, cost in layers) + gains + fixed.params,
+            params=sum(n * cost.params for n, cost in layers) + fixed.params,
             macs=self.passes_per_example * sum(n * cost.macs for n, cost in layers) + fixed.macs,
         )
+
+    def _layer_cost(self, theta: Theta, layer: LayerShape) -> ModelCost:
+        """One such layer, with its experts and their gate, or with its gains."""
+        one = layer_cost(theta, layer.d_in, layer.d_out)
+        if self.mixture is not None:
+            return self.mixture.cost(layer, ModelCost(params=one.params, macs=one.macs))
+        gains = 2 if self.weight_norm and not theta.is_dense else 0
+        return ModelCost(params=one.params + gains, macs=one.macs)
 
     def width_for(self, theta: Theta) -> int:
         """The width of this structure: the fixed one, or the one that costs what the dense model costs."""
         if self.width is not None:
             return self.width
-        return self.width_near(theta, self.cost(NAMED["dense"], self.dense_width).macs)
+        return self.width_near(theta, self.dense_macs)
 
     def width_near(self, theta: Theta, macs: float) -> int:
         """The width at which this structure costs about so many MACs per example."""

@@ -3,11 +3,11 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
 from search.proxies.registry import ProxySpec
 
-_CARRIED = frozenset({"dense_width", "width", "train_flops", "base_lr", "warmup_steps"})
+_CARRIED = frozenset({"dense_width", "width", "train_flops", "base_lr", "warmup_steps", "data_seed"})
 """What may differ between a calibration and a trial: muP carries the rate over widths, and it is the same for every budget
 at a constant rate; the rest of them is what a calibration finds."""
 
@@ -24,10 +24,8 @@ def task_digest(proxy: ProxySpec) -> str:
 
 
 def is_shipped(proxy: ProxySpec) -> bool:
-    """Whether its task is that of the default settings, for which a calibrated rate comes along."""
-    default = type(proxy)()
-    open_fields = {field.name for field in fields(proxy)} - _CARRIED
-    return all(getattr(proxy, name) == getattr(default, name) for name in open_fields)
+    """Whether its rate is tuned on the model of the default settings, for which a calibrated one comes along."""
+    return task_digest(proxy.tuned_on) == task_digest(type(proxy)())
 
 
 def fingerprint(settings: Mapping[str, object]) -> str:

@@ -5,13 +5,14 @@ from typing import ClassVar, Literal
 
 from einlayers.errors import FieldError
 from search.checks import Number, Whole, check_whole
-from search.proxies.base import NAMED_BY_KIND, LayerShape, ModelCost, ProxySettings
+from search.proxies.base import NAMED_BY_KIND
 from search.proxies.images import Digits, Images
-from search.proxies.transformer import block_layers, num_gains
+from search.proxies.shapes import ModelCost
+from search.proxies.transformer import AttentionSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageViT(ProxySettings):
+class ImageViT(AttentionSettings):
     """A vision transformer that classifies images (2406.06248, section 5); an example is an image of several patches."""
 
     kind: Literal["image_vit"] = "image_vit"
@@ -30,16 +31,10 @@ class ImageViT(ProxySettings):
     __pydantic_config__: ClassVar = NAMED_BY_KIND
 
     def __post_init__(self) -> None:
-        check_whole("num_heads", self.num_heads, 1, 128)
-        ProxySettings.__post_init__(self)
+        AttentionSettings.__post_init__(self)
         check_whole("patch_size", self.patch_size, 1, self.images.size)
         if self.images.size % self.patch_size:
             raise FieldError("patch_size", expected=f"a divisor of {self.images.size}", got=self.patch_size)
-
-    @property
-    def width_step(self) -> int:
-        """Every head has the same width."""
-        return self.num_heads
 
     @property
     def examples_per_step(self) -> int:
@@ -56,15 +51,12 @@ class ImageViT(ProxySettings):
         """The numbers in a patch."""
         return self.patch_size**2 * self.images.channels
 
-    def layers(self, width: int) -> tuple[LayerShape, ...]:
-        """Those of the blocks."""
-        return block_layers(width, self.depth)
-
     def fixed_cost(self, width: int) -> ModelCost:
-        """The layers that read the patches, with a bias, and make the logits, positions, norms, and attention."""
+        """The layers that read the patches, with a bias, and make the logits, positions, and what the blocks have beside
+        their replaceable layers."""
         patches, classes = self.passes_per_example, self.images.num_classes
-        norms = num_gains(width, self.depth, self.num_heads)
+        blocks = self.blocks_cost(width, patches)
         return ModelCost(
-            params=(self.patch_inputs + 1 + patches + classes) * width + norms,
-            macs=patches * (self.patch_inputs + 2 * patches * self.depth) * width + classes * width,
+            params=(self.patch_inputs + 1 + patches + classes) * width + blocks.params,
+            macs=patches * (self.patch_inputs * width + blocks.macs) + classes * width,
         )

@@ -3,7 +3,8 @@
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from search.proxies.base import LayerShape, ModelCost, ProxySettings
+from search.proxies.base import ProxySettings
+from search.proxies.shapes import LayerShape, ModelCost, feed_forward_layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +28,7 @@ class MLPSettings(ProxySettings):
 
     def layers(self, width: int) -> tuple[LayerShape, ...]:
         """The replaceable layers of the model: the two of each block."""
-        return (
-            LayerShape(name="up", d_in=width, d_out=4 * width, count=self.depth),
-            LayerShape(name="down", d_in=4 * width, d_out=width, count=self.depth),
-        )
+        return feed_forward_layers(width, self.depth)
 
     def fixed_cost(self, width: int) -> ModelCost:
         """The dense layers that read the inputs, with a bias, and make the outputs, and the norms."""

@@ -64,6 +64,11 @@ class StudySettings(ABC):
         check_whole("seed", self.seed, 0, 2**63 - 1)
         check_whole("concurrency", self.concurrency, 1, 1024)
 
+    @property
+    def subject(self) -> ProxySpec:
+        """The proxy that the finding is about, and about all that differ from it in size and budget alone."""
+        return self.proxy
+
     @abstractmethod
     def parts(self) -> Mapping[str, Part]:
         """The plans, by the part that each has in the analysis."""

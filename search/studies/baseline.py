@@ -10,6 +10,7 @@ from einlayers.errors import FieldError
 from einlayers.theta import NAMED
 from search.checks import Number, Whole, check_number, check_whole
 from search.plan import Run
+from search.proxies.registry import ProxySpec
 from search.studies.base import Part, StudySettings, check_factors
 
 _LEVEL = 0.95
@@ -41,9 +42,14 @@ class Baseline(StudySettings):
         check_whole("replicates", self.replicates, 2, 100)
         check_number("headroom", self.headroom, 1, 64)
 
+    @property
+    def subject(self) -> ProxySpec:
+        """The plain model."""
+        return self.proxy.plain
+
     def parts(self) -> Mapping[str, Part]:
         """``dense``: every width at every rate, once for each replicate."""
-        proxy = self.proxy
+        proxy = self.subject
         widths = sorted({proxy.nearest_width(factor * proxy.dense_width) for factor in self.width_factors})
         runs = tuple(
             Run(theta=NAMED["dense"], width=width, lr_mult=mult, train_flops=self.headroom * proxy.train_flops)

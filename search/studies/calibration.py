@@ -8,6 +8,7 @@ from einlayers.errors import FieldError
 from einlayers.theta import NAMED
 from search.checks import Number, Whole, check_number, check_whole
 from search.plan import Run
+from search.proxies.registry import ProxySpec
 from search.studies.base import Part, StudySettings
 
 _FACTORS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
@@ -18,7 +19,7 @@ class Calibration(StudySettings):
     """Train the dense model of the proxy's ``base_width`` at several learning rates and warm-ups.
 
     By default the rates are an eighth to eight times the one that comes along for the proxy's default settings, in steps
-    of two. The calibration serves every proxy that differs in size, budget and learning rate alone.
+    of two. The calibration serves every proxy that differs in size, budget, learning rate and options of its layers alone.
     """
 
     kind: Literal["calibration"] = "calibration"
@@ -46,6 +47,11 @@ class Calibration(StudySettings):
         """The learning rates that are tried, in ascending order."""
         return tuple(sorted(self.learning_rates)) or tuple(self.proxy.SHIPPED_LR * factor for factor in _FACTORS)
 
+    @property
+    def subject(self) -> ProxySpec:
+        """The plain model, at the depth that the rate is tuned at."""
+        return self.proxy.tuned_on
+
     def parts(self) -> Mapping[str, Part]:
         """One for each warm-up: the rates, once for each replicate."""
         runs = tuple(
@@ -55,7 +61,7 @@ class Calibration(StudySettings):
         )
         return {
             f"warm-up of {steps} steps": Part(
-                proxy=replace(self.proxy, base_lr=self.rates[0], warmup_steps=steps), runs=runs, seed=self.seed
+                proxy=replace(self.subject, base_lr=self.rates[0], warmup_steps=steps), runs=runs, seed=self.seed
             )
             for steps in self.warmup_steps
         }

@@ -47,21 +47,28 @@ class ScalingStudy(StudySettings):
         return (NAMED["dense"], *(theta for theta in self.structures if not theta.is_dense))
 
     def parts(self) -> Mapping[str, Part]:
-        """``structures``: every structure at every width and rate, once for each replicate."""
-        runs = tuple(
+        """``structures``: every structure at every width and rate, once for each replicate; and ``dense``, the same of the
+        plain model, which other studies share."""
+        dense, *others = self.thetas
+        parts = {"dense": Part(proxy=self.proxy.plain, runs=self._runs([dense]), seed=self.seed)}
+        if others:
+            parts["structures"] = Part(proxy=self.proxy, runs=self._runs(others), seed=self.seed + 1)
+        return parts
+
+    def _runs(self, thetas: Sequence[Theta]) -> tuple[Run, ...]:
+        return tuple(
             Run(theta=theta, width=width, lr_mult=mult, train_flops=factor * self.proxy.train_flops)
             for _ in range(self.replicates)
-            for theta in self.thetas
+            for theta in thetas
             for factor in sorted(self.compute_factors)
             for width in self.widths_of(theta, factor)
             for mult in sorted(self.lr_mults)
         )
-        return {"structures": Part(proxy=self.proxy, runs=runs, seed=self.seed)}
 
     def widths_of(self, theta: Theta, compute_factor: float = 1.0) -> Sequence[int]:
         """The widths of a structure for some of the compute, in ascending order."""
-        proxy = self.proxy
-        macs = proxy.cost(NAMED["dense"], proxy.dense_width).macs * math.sqrt(compute_factor)
+        proxy = self.proxy.plain if theta.is_dense else self.proxy
+        macs = proxy.dense_macs * math.sqrt(compute_factor)
         return sorted({proxy.width_near(theta, factor * macs) for factor in self.size_factors})
 
 

@@ -1,8 +1,10 @@
 """What every proxy keeps: subclass, and give its settings and its workspace."""
 
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +15,33 @@ from torch.utils.flop_counter import FlopCounterMode
 from einlayers.linear import EinsumLinear
 from einlayers.theta import NAMED
 from search.proxies.registry import ProxySpec
+from search.proxies.shapes import Mixture
 from workers.proxies.registry import proxy_for
 from workers.task import Batch, Task
 from workers.workspace import Workspace
 
 FLOPS_PER_MAC = 2
-BEYOND_MULTIPLYING_OUT = 576
+BEYOND_MULTIPLYING_OUT = 1152
 """A width at which every layer is contracted factor by factor, so that what runs is what is counted."""
 
 STRUCTURES = pytest.mark.parametrize("name", NAMED)
+
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "plain": {},
+    "weight norm": {"weight_norm": True},
+    "mixtures of layers": {"mixture": Mixture(num_experts=4, top_k=2)},
+    "mixtures of blocks": {"mixture": Mixture(of="feed_forward", num_experts=3, top_k=1)},
+    "depth rule": {"base_depth": 4},
+    "aligned heads": {"head_aligned_rank": 2},
+    "aligned heads and weight norm": {"head_aligned_rank": 1, "weight_norm": True},
+    "aligned heads and mixtures": {"head_aligned_rank": 1, "mixture": Mixture(num_experts=2, top_k=1)},
+}
+"""What a model's layers may be asked to be."""
+
+CASES = pytest.mark.parametrize(
+    ("name", "option"),
+    [(name, "plain") for name in NAMED] + [("btt", option) for option in [*OPTIONS][1:]] + [("dense", "mixtures of layers")],
+)
 
 
 class ProxyContract:
@@ -31,20 +51,24 @@ class ProxyContract:
     def settings(self) -> ProxySpec:
         raise NotImplementedError("give small settings of the proxy that is to keep the contract")
 
-    @STRUCTURES
-    @pytest.mark.parametrize("width", [24, BEYOND_MULTIPLYING_OUT])
-    @pytest.mark.parametrize("weight_norm", [False, True])
-    def test_counts_the_parameters_that_are_there(
-        self, settings: ProxySpec, name: str, width: int, weight_norm: bool
-    ) -> None:
-        settings = replace(settings, weight_norm=weight_norm)
+    @pytest.fixture
+    def optional(self, settings: ProxySpec, option: str) -> ProxySpec:
+        """The settings with an option, or as they are where the model has no such thing."""
+        known = {field.name for field in fields(settings)}
+        return replace(settings, **{key: value for key, value in OPTIONS[option].items() if key in known})
+
+    @CASES
+    @pytest.mark.parametrize("width", [24, 576])
+    def test_counts_the_parameters_that_are_there(self, optional: ProxySpec, name: str, width: int) -> None:
+        settings = optional
         model = proxy_for(settings).build(NAMED[name], width)
         assert sum(p.numel() for p in model.parameters()) == settings.cost(NAMED[name], width).params
 
-    @STRUCTURES
+    @CASES
     def test_counts_the_multiplications_that_torch_counts(
-        self, settings: ProxySpec, workspace: Workspace, name: str
+        self, optional: ProxySpec, workspace: Workspace, name: str
     ) -> None:
+        settings = optional
         model = proxy_for(settings).build(NAMED[name], BEYOND_MULTIPLYING_OUT)
         # Few examples, for which no structure is worth multiplying out, which is faster and more multiplications.
         inputs = next(_task(settings, workspace).batches)[0][:1]
@@ -71,18 +95,17 @@ class ProxyContract:
             plain = proxy_for(settings).build(NAMED["dense"], 24)
             assert len(dense) + len(shapes) == sum(isinstance(layer, nn.Linear) for layer in plain.modules())
 
-    @STRUCTURES
-    @pytest.mark.parametrize("weight_norm", [False, True])
+    @CASES
     def test_knows_nothing_at_first_and_something_later(
-        self, settings: ProxySpec, workspace: Workspace, name: str, weight_norm: bool
+        self, optional: ProxySpec, workspace: Workspace, name: str
     ) -> None:
-        settings = replace(settings, weight_norm=weight_norm)
+        settings = optional
         torch.manual_seed(0)
         model, task = proxy_for(settings).build(NAMED[name], 24), _task(settings, workspace)
         with torch.no_grad():
             assert task.held_out_loss(model) == pytest.approx(task.uninformed_loss, rel=0.1)
         optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
-        for batch in islice(task.batches, 100):
+        for batch in islice(task.batches, 60):
             optimiser.zero_grad()
             task.loss(model, batch).backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
             optimiser.step()

@@ -14,6 +14,7 @@ from einlayers.muon import Muon, from_matrices, matrices, orthogonalise
 from einlayers.optim import param_groups
 from einlayers.theta import NAMED, Theta
 from workers.models.gpt import GPT
+from workers.models.layers import Layers
 from workers.models.linears import linear_factory
 from workers.proxies.char_lm import next_token_loss
 
@@ -177,8 +178,8 @@ class TestCoordinates:
 def _change_of_features(name: str, width: int, seed: int) -> float:
     """The rms change that eight steps on one batch make to what the last LayerNorm of the trials' GPT is given."""
     torch.manual_seed(seed)
-    linear = linear_factory(NAMED[name])
-    model = GPT(vocabulary=96, context=16, width=width, depth=2, num_heads=4, linear=linear)
+    layers = Layers(linear=linear_factory(NAMED[name]))
+    model = GPT(vocabulary=96, context=16, width=width, depth=2, num_heads=4, layers=layers)
     tokens_BT = torch.randint(96, (8, 17), generator=torch.Generator().manual_seed(seed))
     features: list[Tensor] = []
     model.norm.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].detach()))

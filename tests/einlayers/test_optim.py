@@ -17,6 +17,7 @@ from einlayers.theta import NAMED
 from search.proxies.char_lm import CharLM
 from workers import transfer
 from workers.models.gpt import GPT
+from workers.models.layers import Layers
 from workers.models.linears import dense_linear, linear_factory
 
 LR = 0.01
@@ -87,7 +88,8 @@ class TestAdam:
     @pytest.mark.parametrize("width", [16, 64, 96])
     def test_has_the_rates_of_the_trials(self, name: str, width: int) -> None:
         def gpt(width: int, depth: int, linear: LinearFactory) -> GPT:
-            return GPT(vocabulary=96, context=16, width=width, depth=depth, num_heads=4, linear=linear)
+            layers = Layers(linear=linear)
+            return GPT(vocabulary=96, context=16, width=width, depth=depth, num_heads=4, layers=layers)
 
         with torch.device("meta"):
             base = gpt(32, 2, dense_linear)

@@ -10,8 +10,8 @@ from torch import nn
 from einlayers.dims import MAX_WIDTH, resolve
 from einlayers.errors import FieldError
 from einlayers.theta import NAMED, Theta
-from search.proxies.base import LayerShape
 from search.proxies.char_lm import CHAR_VOCABULARY, CharLM
+from search.proxies.shapes import LayerShape
 from tests import golden, strategies
 from workers.models.linears import linear_factory
 

@@ -6,8 +6,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from einlayers.errors import FieldError
 from einlayers.taxonomy import Taxonomy
-from search.proxies.base import ModelCost
 from search.proxies.char_lm import CharLM, FileCorpus
+from search.proxies.shapes import ModelCost
 from search.spec import Budget, Constraints, NoPruner, Objective, Random, Resources, SearchSpec, Space, Tpe
 
 NO_WHOLE_NUMBER = (math.nan, math.inf, -1, 1.5, 2.0, True, None, "2", 2**64)

@@ -3,8 +3,8 @@ from hypothesis import example, given, settings
 
 from einlayers.taxonomy import classify, taxonomy
 from einlayers.theta import NAMED, Theta
-from search.proxies.base import ModelCost
 from search.proxies.char_lm import CharLM
+from search.proxies.shapes import ModelCost
 from search.structure import layer_dims, structure_of
 from tests import golden, strategies
 

@@ -18,6 +18,7 @@ from einlayers.linear import EinsumLinear
 from einlayers.theta import NAMED
 from search.proxies.char_lm import CharLM
 from workers.models.gpt import GPT, Block
+from workers.models.layers import FeedForward, Layers
 from workers.models.linears import dense_linear, linear_factory
 from workers.proxies.char_lm import CharLMProxy
 
@@ -30,7 +31,8 @@ Array = npt.NDArray[np.float64]
 def small_gpt(linear: LinearFactory = dense_linear, *, depth: int = 2) -> GPT:
     """A GPT in float64 whose weights, gains and head are all drawn: as it starts, it computes nothing but zeros."""
     torch.manual_seed(0)
-    model = GPT(vocabulary=11, context=9, width=12, depth=depth, num_heads=3, linear=linear).double()
+    layers = Layers(linear=linear)
+    model = GPT(vocabulary=11, context=9, width=12, depth=depth, num_heads=3, layers=layers).double()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     return model
@@ -98,7 +100,7 @@ class TestStart:
     @pytest.mark.parametrize("width", [16, 256])
     def test_gives_embeddings_one_scale_at_every_width(self, width: int) -> None:
         torch.manual_seed(0)
-        model = GPT(vocabulary=96, context=64, width=width, depth=1, num_heads=4, linear=dense_linear)
+        model = GPT(vocabulary=96, context=64, width=width, depth=1, num_heads=4, layers=Layers())
         for table in (model.token_embedding, model.position_embedding):
             assert table.weight.std().item() == pytest.approx(0.02, rel=0.1)
 
@@ -119,7 +121,7 @@ class TestLinears:
     @pytest.mark.parametrize("depth", [1, 3])
     def test_all_but_the_head_are_made_by_the_factory(self, depth: int) -> None:
         factory = self.Recorder(Counter(), [])
-        model = GPT(vocabulary=11, context=9, width=12, depth=depth, num_heads=3, linear=factory)
+        model = GPT(vocabulary=11, context=9, width=12, depth=depth, num_heads=3, layers=Layers(linear=factory))
         linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
         assert {id(linear) for linear in linears} - {id(made) for made in factory.made} == {id(model.head)}
         assert factory.asked == {
@@ -234,9 +236,10 @@ def numpy_gpt(model: GPT, tokens_BT: npt.NDArray[np.int64]) -> Array:
     for block in model.blocks:
         assert isinstance(block, Block)
         x_BTD = x_BTD + loops(block.attention, normed(x_BTD, block.attention_norm))
-        hidden_BTF = normed(x_BTD, block.feed_forward_norm) @ matrix(block.up).T
+        assert isinstance(block.feed_forward, FeedForward)
+        hidden_BTF = normed(x_BTD, block.feed_forward_norm) @ matrix(block.feed_forward.up).T
         active_BTF = hidden_BTF * (1 + np.vectorize(math.erf)(hidden_BTF / math.sqrt(2))) / 2
-        x_BTD = x_BTD + active_BTF @ matrix(block.down).T
+        x_BTD = x_BTD + active_BTF @ matrix(block.feed_forward.down).T
     logits_BTV: Array = normed(x_BTD, model.norm) @ matrix(model.head).T
     return logits_BTV
 

@@ -20,7 +20,7 @@ from search.proxies.registry import ProxySpec
 from tests.contracts.proxy import ProxyContract
 from workers.images import HELD_OUT_DIGITS, ImageSet, load_images
 from workers.models.gpt import Block
-from workers.models.linears import dense_linear
+from workers.models.layers import Layers
 from workers.models.vit import ViT
 from workers.proxies.registry import proxy_for
 from workers.workspace import Workspace
@@ -161,7 +161,7 @@ class TestViT:
         torch.testing.assert_close(model(images_BRSC), expected_BO, atol=TOLERANCE, rtol=TOLERANCE)
 
     def test_looks_everywhere_from_everywhere(self) -> None:
-        block = Block(12, 3, dense_linear, causal=False).double()
+        block = Block(12, 3, Layers(), causal=False).double()
         for parameter in block.parameters():
             nn.init.normal_(parameter, std=0.5)
         x_BTD = torch.randn(1, 4, 12, dtype=torch.float64)
@@ -185,7 +185,7 @@ def _vit(*, size: int, channels: int, patch_size: int) -> ViT:
         width=12,
         depth=2,
         num_heads=3,
-        linear=dense_linear,
+        layers=Layers(),
     ).double()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)

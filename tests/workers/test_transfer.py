@@ -15,6 +15,7 @@ from einlayers.theta import NAMED
 from search.proxies.char_lm import CharLM
 from search.proxies.regression import Regression
 from workers.models.gpt import GPT
+from workers.models.layers import Layers
 from workers.models.linears import linear_factory
 from workers.proxies.registry import proxy_for
 from workers.transfer import param_groups
@@ -30,7 +31,8 @@ Groups = list[dict[str, object]]
 
 
 def gpt_of(name: str, width: int) -> GPT:
-    return GPT(vocabulary=96, context=16, width=width, depth=2, num_heads=4, linear=linear_factory(NAMED[name]))
+    layers = Layers(linear=linear_factory(NAMED[name]))
+    return GPT(vocabulary=96, context=16, width=width, depth=2, num_heads=4, layers=layers)
 
 
 def mup(model: nn.Module, base_lr: float = BASE_LR) -> Groups:
@@ -77,7 +79,7 @@ class TestRates:
         factors = ("weight",) if name == "dense" else ("A", "B")
         by_hand = {"head.weight": expected.head}
         for block in ("blocks.0", "blocks.1"):
-            layers = {"up": expected.up, "down": expected.down}
+            layers = {"feed_forward.up": expected.up, "feed_forward.down": expected.down}
             layers |= {f"attention.{which}": expected.attention for which in ("query", "key", "value", "output")}
             for layer, lrs in layers.items():
                 by_hand |= {f"{block}.{layer}.{factor}": lr for factor, lr in zip(factors, lrs, strict=True)}

@@ -1,47 +1,45 @@
 """A small GPT for characters, one readable file: pre-LN blocks, learned positions, per-head qk-LayerNorm, no biases.
 
 Follows the character GPT of 2410.02117 (appendix): muP attention scale, untied zero-initialised dense head, zero-initialised
-last layer of every residual branch, and every linear layer but the head made by a factory.
+last layer of every residual branch, and every layer of the blocks made of what ``Layers`` says.
 """
 
 # B batch, T tokens, D width, V vocabulary
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from einlayers.attention import Attention, LinearFactory
+from workers.models.layers import Layers
 from workers.models.linears import dense_linear
 
 
 class Block(nn.Module):
     """Attention, then a feed-forward layer of four times the width, each added to the residual stream."""
 
-    def __init__(self, width: int, num_heads: int, linear: LinearFactory, *, causal: bool = True) -> None:
+    def __init__(self, width: int, num_heads: int, layers: Layers, *, causal: bool = True) -> None:
         super().__init__()
+        self.scale = layers.branch_scale
         self.attention_norm = nn.LayerNorm(width, bias=False)
-        self.attention = Attention(width, num_heads, linear, causal=causal)
+        self.attention = layers.make_attention(width, num_heads, causal=causal)
         self.feed_forward_norm = nn.LayerNorm(width, bias=False)
-        self.up = linear(width, 4 * width)
-        self.down = linear(4 * width, width, zero_init=True)
+        self.feed_forward = layers.make_feed_forward(width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Map ``(B, T, D)`` to the same shape."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD))
-        update_BTD: Tensor = self.down(F.gelu(self.up(self.feed_forward_norm(x_BTD))))
-        return x_BTD + update_BTD
+        x_BTD = torch.add(x_BTD, self.attention(self.attention_norm(x_BTD)), alpha=self.scale)
+        return torch.add(x_BTD, self.feed_forward(self.feed_forward_norm(x_BTD)), alpha=self.scale)
 
 
 class GPT(nn.Module):
-    """Next-character logits; ``linear`` makes every linear layer but the head."""
+    """Next-character logits; ``layers`` is what the blocks are made of."""
 
     def __init__(
-        self, *, vocabulary: int, context: int, width: int, depth: int, num_heads: int, linear: LinearFactory
+        self, *, vocabulary: int, context: int, width: int, depth: int, num_heads: int, layers: Layers
     ) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(vocabulary, width)
         self.position_embedding = nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(Block(width, num_heads, linear) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, num_heads, layers) for _ in range(depth))
         self.norm = nn.LayerNorm(width, bias=False)
         self.head = dense_linear(width, vocabulary, zero_init=True)
         nn.init.normal_(self.token_embedding.weight, std=EMBEDDING_STD)

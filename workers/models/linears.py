@@ -4,8 +4,10 @@ from torch import nn
 
 from einlayers.attention import LinearFactory
 from einlayers.linear import EinsumLinear
+from einlayers.moe import DenseMoE, EinsumMoE
 from einlayers.scaling import dense_init_std
 from einlayers.theta import Theta
+from search.proxies.shapes import Mixture
 
 
 def dense_linear(d_in: int, d_out: int, *, zero_init: bool = False) -> nn.Linear:
@@ -25,3 +27,15 @@ def linear_factory(theta: Theta, *, weight_norm: bool = False) -> LinearFactory:
         return EinsumLinear(d_in, d_out, theta, bias=False, zero_init=zero_init, weight_norm=weight_norm)
 
     return structured
+
+
+def mixture_factory(theta: Theta, mixture: Mixture) -> LinearFactory:
+    """The factory of mixtures of experts of structure ``theta``, each in the place of one layer."""
+
+    def mixed(d_in: int, d_out: int, *, zero_init: bool = False) -> nn.Module:
+        experts, chosen = mixture.num_experts, mixture.top_k
+        if theta.is_dense:
+            return DenseMoE(d_in, d_out, num_experts=experts, top_k=chosen, bias=False, zero_init=zero_init)
+        return EinsumMoE(d_in, d_out, theta, num_experts=experts, top_k=chosen, bias=False, zero_init=zero_init)
+
+    return mixed

@@ -8,14 +8,14 @@ Follows the ViT of 2406.06248 (section 5), with the blocks of our GPT; the patch
 import torch
 from torch import Tensor, nn
 
-from einlayers.attention import LinearFactory
 from einlayers.scaling import dense_init_std
 from workers.models.gpt import EMBEDDING_STD, Block
+from workers.models.layers import Layers
 from workers.models.linears import dense_linear
 
 
 class ViT(nn.Module):
-    """Logits of the classes of square images; ``linear`` makes the layers of the blocks."""
+    """Logits of the classes of square images; ``layers`` is what the blocks are made of."""
 
     def __init__(
         self,
@@ -27,14 +27,14 @@ class ViT(nn.Module):
         width: int,
         depth: int,
         num_heads: int,
-        linear: LinearFactory,
+        layers: Layers,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
         inputs = patch_size**2 * channels
         self.input = nn.Linear(inputs, width)
         self.position = nn.Parameter(torch.empty((size // patch_size) ** 2, width))
-        self.blocks = nn.ModuleList(Block(width, num_heads, linear, causal=False) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, num_heads, layers, causal=False) for _ in range(depth))
         self.norm = nn.LayerNorm(width, bias=False)
         self.head = dense_linear(width, classes, zero_init=True)
         nn.init.normal_(self.input.weight, std=dense_init_std(inputs, width))

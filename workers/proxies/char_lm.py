@@ -15,7 +15,7 @@ from einlayers.theta import Theta
 from search.proxies.char_lm import CHAR_VOCABULARY, CharLM
 from workers.corpora import load_tokens, require_length
 from workers.models.gpt import GPT
-from workers.models.linears import linear_factory
+from workers.models.layers import layers_of
 from workers.proxies.base import Proxy
 from workers.task import Batch, Task, mean_loss
 from workers.workspace import Workspace
@@ -35,7 +35,7 @@ class CharLMProxy(Proxy[CharLM]):
             width=width,
             depth=self.settings.depth,
             num_heads=self.settings.num_heads,
-            linear=linear_factory(theta, weight_norm=self.settings.weight_norm),
+            layers=layers_of(self.settings, theta),
         )
 
     def task(self, seed: int, workspace: Workspace, device: torch.device) -> Task:

@@ -5,7 +5,7 @@ from torch import nn
 
 from einlayers.theta import Theta
 from search.proxies.image_mlp import ImageMLP
-from workers.models.linears import linear_factory
+from workers.models.layers import layers_of
 from workers.models.mlp import MLP
 from workers.proxies.base import Proxy
 from workers.proxies.images import classification
@@ -24,7 +24,7 @@ class ImageMLPProxy(Proxy[ImageMLP]):
             outputs=settings.num_outputs,
             width=width,
             depth=settings.depth,
-            linear=linear_factory(theta, weight_norm=settings.weight_norm),
+            layers=layers_of(settings, theta),
         )
         return nn.Sequential(nn.Flatten(), mlp)
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from einlayers.theta import Theta
 from search.proxies.image_vit import ImageViT
-from workers.models.linears import linear_factory
+from workers.models.layers import layers_of
 from workers.models.vit import ViT
 from workers.proxies.base import Proxy
 from workers.proxies.images import classification
@@ -27,7 +27,7 @@ class ImageViTProxy(Proxy[ImageViT]):
             width=width,
             depth=settings.depth,
             num_heads=settings.num_heads,
-            linear=linear_factory(theta, weight_norm=settings.weight_norm),
+            layers=layers_of(settings, theta),
         )
 
     def task(self, seed: int, workspace: Workspace, device: torch.device) -> Task:

@@ -14,7 +14,7 @@ from einlayers.theta import Theta
 from search.proxies.next_pixel import NextPixel
 from workers.images import ImageSet, load_images
 from workers.models.gpt import GPT
-from workers.models.linears import linear_factory
+from workers.models.layers import layers_of
 from workers.proxies.base import Proxy
 from workers.proxies.char_lm import next_token_loss
 from workers.task import Batch, Task, mean_loss
@@ -34,7 +34,7 @@ class NextPixelProxy(Proxy[NextPixel]):
             width=width,
             depth=self.settings.depth,
             num_heads=self.settings.num_heads,
-            linear=linear_factory(theta, weight_norm=self.settings.weight_norm),
+            layers=layers_of(self.settings, theta),
         )
 
     def task(self, seed: int, workspace: Workspace, device: torch.device) -> Task:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from einlayers.theta import NAMED, Theta
+from einlayers.theta import Theta
 from search.proxies.regression import Regression
-from workers.models.linears import linear_factory
+from workers.models.layers import layers_of
 from workers.models.mlp import MLP
 from workers.proxies.base import Proxy
 from workers.task import Batch, Task, mean_loss
@@ -30,7 +30,7 @@ class RegressionProxy(Proxy[Regression]):
             outputs=1,
             width=width,
             depth=settings.depth,
-            linear=linear_factory(theta, weight_norm=settings.weight_norm),
+            layers=layers_of(settings, theta),
         )
 
     def task(self, seed: int, workspace: Workspace, device: torch.device) -> Task:
@@ -48,8 +48,7 @@ class RegressionProxy(Proxy[Regression]):
 
     def _is_pool_enough(self) -> bool:
         # The same for all structures, by what dense needs, so that none of them trains on better data than the others.
-        dense = self.settings.cost(NAMED["dense"], self.settings.dense_width)
-        return self.settings.num_steps(dense.macs) * self.settings.batch_size <= POOL_ROWS
+        return self.settings.num_steps(self.settings.dense_macs) * self.settings.batch_size <= POOL_ROWS
 
     def _from_pool(self, rows: TeacherRows, generator: np.random.Generator, device: torch.device) -> Iterator[Batch]:
         while True:

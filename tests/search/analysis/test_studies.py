@@ -9,8 +9,8 @@ from einlayers.errors import FieldError
 from einlayers.taxonomy import taxonomy
 from einlayers.theta import NAMED, Theta
 from search.analysis import baseline, calibration, fidelity, scaling, transfer
-from search.proxies.base import ModelCost
 from search.proxies.regression import Regression
+from search.proxies.shapes import ModelCost
 from search.studies.baseline import Baseline, DenseFrontier
 from search.studies.calibration import Calibration
 from search.studies.fidelity import FidelityStudy

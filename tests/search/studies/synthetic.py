@@ -8,8 +8,8 @@ import numpy as np
 
 from einlayers.theta import Theta
 from search.plan import Plan, Run
-from search.proxies.base import ModelCost
 from search.proxies.registry import ProxySpec
+from search.proxies.shapes import ModelCost
 from search.studies.base import Measured, StudySettings
 from search.trial import Coordinates, Report
 
