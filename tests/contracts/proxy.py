@@ -40,7 +40,9 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 
 CASES = pytest.mark.parametrize(
     ("name", "option"),
-    [(name, "plain") for name in NAMED] + [("btt", option) for option in [*OPTIONS][1:]] + [("dense", "mixtures of layers")],
+    [(name, "plain") for name in NAMED]
+    + [("btt", option) for option in [*OPTIONS][1:]]
+    + [("dense", "mixtures of layers")],
 )
 
 

@@ -10,8 +10,10 @@ from sqlalchemy import select
 from einlayers.theta import NAMED
 from search.analysis.registry import analyse
 from search.proxies.identity import digest
+from search.proxies.shapes import Mixture
 from search.spec import Budget, Resources, SearchSpec
 from search.states import SearchState, StudyState
+from search.studies.baseline import Baseline
 from search.studies.calibration import Calibrated, Calibration
 from search.studies.fidelity import Fidelity, FidelityStudy
 from search.studies.registry import StudySpec
@@ -352,3 +354,37 @@ class TestAnalyst:
             StudyState.FAILED,
             "the analysis failed: ZeroDivisionError: nothing to divide by",
         )
+
+
+class TestOptionsOfLayers:
+    """What stands in the place of dense layers: rates and baselines are those of the plain model, transfers its own."""
+
+    MIXED = replace(OPEN, mixture=Mixture(num_experts=2, top_k=1))
+
+    def test_have_the_rate_of_the_plain_model(
+        self, database: Database, corpora_dir: Path, carry_out: Callable[[], None]
+    ) -> None:
+        study_id = begin(database, CALIBRATION, corpora_dir)
+        carry_out()
+        search = search_of(database, submit(database, spec_of(1, proxy=self.MIXED), corpora_dir))
+        assert (search.calibration_id, search.awaits_calibration) == (study_id, False)
+        again = study_of(database, CALIBRATION, begin(database, replace(CALIBRATION, proxy=self.MIXED), corpora_dir))
+        assert again.parts[0].search_id == study_of(database, CALIBRATION, study_id).parts[0].search_id
+
+    def test_wait_for_one_calibration_with_the_plain_model(
+        self, database: Database, corpora_dir: Path, analyst: Analyst
+    ) -> None:
+        ids = [submit(database, spec_of(1, proxy=proxy), corpora_dir) for proxy in (self.MIXED, OPEN)]
+        analyst.turn()
+        assert kinds(database) == ["calibration"]
+        assert len({search_of(database, search_id).calibration_id for search_id in ids}) == 1
+
+    def test_are_compared_with_the_plain_dense_model(
+        self, database: Database, corpora_dir: Path, carry_out: Callable[[], None]
+    ) -> None:
+        begin(database, Baseline(name="b", proxy=PROXY, width_factors=(1.0, 2.0), replicates=2), corpora_dir)
+        carry_out()
+        mixed = submit(database, spec_of(1, proxy=replace(self.MIXED, base_lr=PROXY.base_lr)), corpora_dir)
+        carry_out()
+        with database.read() as session:
+            assert searches.best(session, mixed, 1)[0].multiplier is not None
