@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from einlayers.errors import FieldError
-from einlayers.taxonomy import taxonomy
 from einlayers.theta import NAMED, Theta
 from search.analysis import baseline, calibration, fidelity, scaling, transfer
 from search.proxies.regression import Regression
@@ -18,25 +17,17 @@ from search.studies.scaling import ScalingStudy
 from search.studies.structures import REFERENCE_SET
 from search.studies.transfer import TransferCheck
 from search.trial import Coordinates
-from tests.search.studies.synthetic import World
+from tests.search.studies.synthetic import (
+    COMPUTE_EXPONENT,
+    DATA_EXPONENT,
+    IRREDUCIBLE,
+    PARAMS_EXPONENT,
+    World,
+    sized,
+    worth,
+)
 
 PROXY = Regression(train_flops=1e11, base_lr=5e-3)
-E, A, ALPHA, B, BETA = 0.02, 2.0, 0.5, 18.4, 0.5
-FRONTIER = ALPHA * BETA / (ALPHA + BETA)
-"""The exponent of compute that the two exponents of size make (2203.15556, eq. 4)."""
-
-
-def worth(theta: Theta) -> float:
-    """The compute multiplier of a structure, by its group."""
-    group = taxonomy(theta)
-    return 1.0 if theta.is_dense else 0.9 - 0.5 * group.omega - 0.4 * (1 - group.psi)
-
-
-def sized(theta: Theta, cost: ModelCost, compute: float, lr_mult: float) -> float:
-    """A law of both sizes, by which a model of the default width is best at 1e11, whatever its structure."""
-    useful, params, examples = math.sqrt(worth(theta)), cost.params, compute / (6 * cost.macs)
-    loss: float = E + A * (useful * params) ** -ALPHA + B * (useful * examples) ** -BETA
-    return loss
 
 
 def tuned(theta: Theta, cost: ModelCost, compute: float, lr_mult: float) -> float:
@@ -190,10 +181,10 @@ class TestScaling:
         assert [each.theta for each in found.structures] == list(self.STUDY.thetas)
         for each in found.structures:
             assert each.size_law is not None
-            assert each.size_law.law.params_exponent == pytest.approx(ALPHA, rel=0.01)
-            assert each.size_law.law.data_exponent == pytest.approx(BETA, rel=0.01)
-            assert each.size_law.law.irreducible == pytest.approx(E, rel=0.05)
-            assert each.power_law.law.exponent == pytest.approx(FRONTIER, rel=0.1)
+            assert each.size_law.law.params_exponent == pytest.approx(PARAMS_EXPONENT, rel=0.01)
+            assert each.size_law.law.data_exponent == pytest.approx(DATA_EXPONENT, rel=0.01)
+            assert each.size_law.law.irreducible == pytest.approx(IRREDUCIBLE, rel=0.05)
+            assert each.power_law.law.exponent == pytest.approx(COMPUTE_EXPONENT, rel=0.1)
             assert each.multipliers[-1].value == pytest.approx(worth(each.theta), rel=0.15)
             assert each.bracketed
 
@@ -205,9 +196,9 @@ class TestScaling:
             found = scaling.analyse(study, noisy.measure(study, seed)).structures[1]
             assert found.size_law is not None
             for estimate, truth in (
-                (found.size_law.params_exponent, ALPHA),
-                (found.size_law.data_exponent, BETA),
-                (found.size_law.irreducible, E),
+                (found.size_law.params_exponent, PARAMS_EXPONENT),
+                (found.size_law.data_exponent, DATA_EXPONENT),
+                (found.size_law.irreducible, IRREDUCIBLE),
             ):
                 hits += estimate.low <= truth <= estimate.high
                 asked += 1

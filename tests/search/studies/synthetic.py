@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from einlayers.taxonomy import taxonomy
 from einlayers.theta import Theta
 from search.plan import Plan, Run
 from search.proxies.registry import ProxySpec
@@ -15,6 +16,24 @@ from search.trial import Coordinates, Report
 
 LossOf = Callable[[Theta, ModelCost, float, float], float]
 """The loss of a structure in a model of this cost, after so many training FLOPs, at a multiple of its learning rate."""
+
+IRREDUCIBLE, PARAMS_EXPONENT, DATA_EXPONENT = 0.02, 0.5, 0.5
+_PARAMS_SCALE, _DATA_SCALE = 2.0, 18.4
+COMPUTE_EXPONENT = PARAMS_EXPONENT * DATA_EXPONENT / (PARAMS_EXPONENT + DATA_EXPONENT)
+"""The exponent of compute that the two exponents of size make (2203.15556, eq. 4)."""
+
+
+def worth(theta: Theta) -> float:
+    """The compute multiplier of a structure, by its group."""
+    group = taxonomy(theta)
+    return 1.0 if theta.is_dense else 0.9 - 0.5 * group.omega - 0.4 * (1 - group.psi)
+
+
+def sized(theta: Theta, cost: ModelCost, compute: float, lr_mult: float) -> float:
+    """A law of both sizes, by which a model of the default width is best at 1e11, whatever its structure."""
+    useful, params, examples = math.sqrt(worth(theta)), cost.params, compute / (6 * cost.macs)
+    of_params = _PARAMS_SCALE * float((useful * params) ** -PARAMS_EXPONENT)
+    return IRREDUCIBLE + of_params + _DATA_SCALE * float((useful * examples) ** -DATA_EXPONENT)
 
 
 @dataclass(frozen=True)
