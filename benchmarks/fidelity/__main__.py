@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.fidelity.coverage import coverage
 from benchmarks.fidelity.report import report
 from benchmarks.fidelity.studies import STUDIES
 from einsearch.answers import Study
@@ -30,7 +31,10 @@ def main() -> None:
     options = Options(home=arguments.home, port=0, slots=arguments.slots)
     with Embedded(options, say=_say) as service, Client(service.url) as client:
         found = _wait(client, [_begun(client, spec) for spec in STUDIES])
-        arguments.out.write_text(report(found, f"{os.cpu_count()} CPUs ({platform.machine()}), one thread a trial"))
+    _say("checking the intervals of scaling studies on synthetic runs")
+    covered = coverage(arguments.home / "coverage.json")
+    machine = f"{os.cpu_count()} CPUs ({platform.machine()}), one thread a trial"
+    arguments.out.write_text(report(found, covered, machine))
     _say(f"wrote {arguments.out}")
 
 

@@ -3,6 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks.fidelity.coverage import NUM_DRAWS
+from benchmarks.fidelity.goals import goals
+from benchmarks.fidelity.groups import contrasts
 from einlayers.taxonomy import taxonomy
 from einlayers.theta import Theta
 from einsearch.answers import Study
@@ -17,19 +20,24 @@ with the truth compares the mean over seeds with the reference that is named bel
 """
 
 
-def report(studies: Sequence[Study], machine: str) -> str:
-    """The page."""
+def report(studies: Sequence[Study], covered: Mapping[str, int], machine: str) -> str:
+    """The page, of the studies and of how many intervals held the truth of synthetic runs."""
     found = {study["name"]: study for study in studies if study["finding"]}
     fidelity = [study for study in found.values() if study["kind"] == "fidelity_study"]
     scaling = [study for study in found.values() if study["kind"] == "scaling_study"]
     lines = [_HEAD.format(machine=machine)]
+    findings = {name: _found(study) for name, study in found.items()}
+    lines += ["## What was asked for, and what was measured\n", *_goals_table(findings, covered), ""]
     lines += ["## Reproducible, and true\n", *_fidelity_table(fidelity), ""]
     lines += ["## What it costs, and what it is compared with\n", *_cost_table(fidelity), ""]
     for study in fidelity:
         lines += [f"## {study['name'].capitalize()}: the structures\n", *_structures_table(study), ""]
     for study in scaling:
         lines += [f"## {study['name'].capitalize()}, with learning rates tuned for each structure\n"]
-        lines += [*_scaling_table(study), ""]
+        lines += [*_scaling_table(study), "", *_verdicts(study), ""]
+        if rows := list(_groups_table(study)):
+            lines += ["Groups of the taxonomy, by seed (Student's t over seeds):\n", *rows, ""]
+    lines += ["## Intervals that say how sure they are\n", *_coverage_table(covered), ""]
     failed = [study for study in studies if not study["finding"]]
     lines += [f"Without a result: {study['name']}: {study['reason']}\n" for study in failed]
     return "\n".join(lines).rstrip() + "\n"
@@ -94,6 +102,42 @@ def _scaling_table(study: Study) -> Iterator[str]:
             f"| {sum(last['losses']) / seeds:.4f} | {_interval(multiplier)}"
             f"{' (extrapolated)' if multiplier['extrapolated'] else ''} | {'yes' if each['bracketed'] else 'no'} |"
         )
+
+
+def _goals_table(findings: Mapping[str, Mapping[str, Any]], covered: Mapping[str, int]) -> Iterator[str]:
+    yield "| goal | measured | bound | |"
+    yield "| --- | --- | --- | --- |"
+    for goal in goals(findings, covered):
+        yield f"| {goal.what} | {goal.measured} | {goal.bound} | {'kept' if goal.is_met else '**missed**'} |"
+
+
+def _verdicts(study: Study) -> Iterator[str]:
+    for each in _found(study)["structures"][1:]:
+        theta, multiplier = Theta(**each["theta"]), each["multipliers"][-1]
+        verdict = "cannot be told from dense"
+        if multiplier["low"] > 1:
+            verdict = "better than dense"
+        elif multiplier["high"] < 1:
+            verdict = "worse than dense"
+        yield f"- {theta}: {verdict} at equal tuned compute, {_interval(multiplier)}."
+
+
+def _groups_table(study: Study) -> Iterator[str]:
+    rows = list(contrasts(_found(study)))
+    if rows:
+        yield "| groups | difference of the log of the loss | p | seeds with this sign |"
+        yield "| --- | --- | --- | --- |"
+    for row in rows:
+        difference = f"{row.difference.value:+.3f} [{row.difference.low:+.3f}, {row.difference.high:+.3f}]"
+        yield f"| {row.worse} less {row.better} | {difference} | {row.p_value:.2g} | {row.same_sign} of {row.num_seeds} |"
+
+
+def _coverage_table(covered: Mapping[str, int]) -> Iterator[str]:
+    yield f"Scaling studies of synthetic runs with known constants, {NUM_DRAWS} draws: how many intervals held the truth.\n"
+    yield f"| constant | of {NUM_DRAWS} |"
+    yield "| --- | --- |"
+    for name, hits in covered.items():
+        yield f"| {name} | {hits} |"
 
 
 def _cell(theta: Theta) -> str:
