@@ -9,7 +9,7 @@ from rich.table import Table
 
 from einlayers.theta import AXES, Theta
 from einsearch.answers import Event, Ranked, Search
-from einsearch.words import local_time, loss_of, state_of, trials_of, units_of
+from einsearch.words import fidelity_of, local_time, loss_of, state_of, trials_of, units_of
 
 
 def make_console() -> Console:
@@ -49,9 +49,12 @@ def _show_ranked(console: Console, search: Search, ranked: Sequence[Ranked], tit
     example, loss = units_of(search)
     if has_worth:
         console.print("worth: how many times its compute dense needs for that loss, with its 95% interval.")
+    if failing := [f"#{item['rank']}" for item in ranked if item["trial"]["transfers"] is False]:
+        console.print(f"the learning rate does not transfer to {', '.join(failing)}: a tuned one may do better.")
     console.print(
         f"theta is (alpha|beta|gamma|delta|epsilon|phi|rho); MACs per {example}, forward; loss in {loss}, held out."
     )
+    console.print(f"fidelity of the proxy: {fidelity_of(search)}.")
 
 
 def show_searches(console: Console, searches: Sequence[Search], owner: str | None = None) -> None:

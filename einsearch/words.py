@@ -32,6 +32,17 @@ def units_of(search: Search) -> tuple[str, str]:
     return _UNITS.get(search["spec"]["proxy"]["kind"], ("example", "the units of the proxy"))
 
 
+def fidelity_of(search: Search) -> str:
+    """How far the order that the search's proxy gives can be trusted, if that was measured."""
+    fidelity = search["fidelity"]
+    if fidelity == "unmeasured":
+        return "unmeasured"
+    seeds, truth = (fidelity[name] for name in ("between_seeds", "against_reference"))
+    verdict = "truthful" if fidelity["truthful"] else "NOT truthful"
+    shown = "{value:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{verdict}; Spearman between seeds {shown.format_map(seeds)}, with the truth {shown.format_map(truth)}"
+
+
 def loss_of(loss: float | None) -> str:
     """A loss, if there is one yet."""
     return "-" if loss is None else f"{loss:.4f}"

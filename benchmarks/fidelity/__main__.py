@@ -7,7 +7,7 @@ import argparse
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def main() -> None:
     arguments = parser.parse_args()
     options = Options(home=arguments.home, port=0, slots=arguments.slots)
     with Embedded(options, say=_say) as service, Client(service.url) as client:
-        found = _wait(client, [_begun(client, spec) for spec in STUDIES])
+        found = measure(client, STUDIES)
     _say("checking the intervals of scaling studies on synthetic runs")
     covered = coverage(arguments.home / "coverage.json")
     machine = f"{os.cpu_count()} CPUs ({platform.machine()}), one thread a trial"
@@ -38,8 +38,12 @@ def main() -> None:
     _say(f"wrote {arguments.out}")
 
 
+def measure(client: Client, specs: Sequence[Mapping[str, Any]]) -> list[Study]:
+    """Begin these studies, but those that an earlier run has begun, and wait for all of them."""
+    return _wait(client, [_begun(client, spec) for spec in specs])
+
+
 def _begun(client: Client, spec: Mapping[str, Any]) -> Study:
-    """The study of this name, which is begun unless an earlier run has done so."""
     for study in client.studies(spec["kind"]):
         if study["name"] == spec["name"] and study["state"] != "FAILED":
             return study

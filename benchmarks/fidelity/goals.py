@@ -41,7 +41,8 @@ def _standard(found: Finding) -> Iterator[Goal]:
 
 def _screening(found: Finding) -> Iterator[Goal]:
     yield from _between_seeds("screening", found, 0.85)
-    yield _at_least("screening: Spearman between means of 3 replicates", found["between_means"]["3"], 0.95)
+    if (of_three := found["between_means"].get("3")) is not None:
+        yield _at_least("screening: Spearman between means of 3 replicates", of_three, 0.95)
     yield _at_most("screening: CPU-seconds a trial", found["cpu_seconds"], 5, ".1f")
     yield _at_least("screening: Spearman with four times the compute", _truth(found), 0.75)
     yield _at_most("screening: sd of the log of the loss", found["sd"], 0.03, ".3f")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from einlayers.theta import NAMED
+from einlayers.theta import NAMED, Theta
 from search.studies.structures import REFERENCE_SET
 
 SEED = 2026
@@ -49,3 +49,18 @@ STUDIES: tuple[Mapping[str, Any], ...] = (
     _tuned("the papers' order", structures=[asdict(theta) for theta in REFERENCE_SET], replicates=4),
 )
 """In the order in which they are begun."""
+
+_GROUPS = (REFERENCE_SET[1], REFERENCE_SET[3], REFERENCE_SET[5])
+"""One of each group of the taxonomy."""
+
+_SMALL = {"train_flops": 2e7, "teacher_width": 8, "batch_size": 64, "base_lr": 5e-3}
+
+
+def slice_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A regression study so small that it shows that all of it works, and says nothing about the proxy."""
+    fewer: dict[str, Any] = {"replicates": 2}
+    if spec["kind"] == "fidelity_study":
+        fewer |= {"structures": RANDOM | {"count": 4}, "reference": None, "reference_replicates": 1}
+    else:
+        fewer |= {"structures": [each for each in spec["structures"] if Theta(**each) in _GROUPS]}
+    return {**spec, **fewer, "proxy": {**spec["proxy"], **_SMALL}}

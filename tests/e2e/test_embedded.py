@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fidelity.__main__ import measure
+from benchmarks.fidelity.report import report
+from benchmarks.fidelity.studies import STUDIES, slice_of
 from tests.embedded_service import COMMAND, EmbeddedService, Process, descendants, embedded_service, processes
 from tests.waiting import wait_for
 
@@ -208,6 +211,28 @@ class TestDivergence:
         trials = list(service.client.trials(search_id))
         assert (search["state"], search["progress"]["counts"]) == ("COMPLETED", {"INFEASIBLE": 3})
         assert all("loss is" in (trial["reason"] or "") for trial in trials)
+
+
+class TestFidelity:
+    """A slice of what ``make fidelity`` does."""
+
+    def test_is_measured_written_down_and_not_measured_twice(self, service: EmbeddedService) -> None:
+        names = ("screening", "standard", "control: equal steps", "the papers' order")
+        specs = [slice_of(spec) for spec in STUDIES if spec["name"] in names]
+        found = measure(service.client, specs)
+        assert [(study["name"], study["state"], study["reason"]) for study in found] == [
+            (spec["name"], "COMPLETED", None) for spec in specs
+        ]
+        again = measure(service.client, specs)
+        assert [study["id"] for study in again] == [study["id"] for study in found]
+        page = report(found, {"exponent of C": 95}, "two CPUs")
+        for row in (
+            "| screening: CPU-seconds a trial |",
+            "| psi < 1 less omega = 0, psi = 1 |",
+            "| exponent of C | 95 |",
+        ):
+            assert row in page
+        assert "Without a result" not in page
 
 
 def _left_after(service: EmbeddedService, number: int) -> list[Process]:

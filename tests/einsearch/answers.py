@@ -30,10 +30,38 @@ def search(**fields: Any) -> dict[str, Any]:
         "progress": progress,
         "last_event": 3,
         "spec": {"name": "first", "budget": budget},
+        "fidelity": "unmeasured",
         "created_at": "2026-01-01T00:00:00Z",
         "started_at": "2026-01-01T00:00:00Z",
         "finished_at": None,
         **fields,
+    }
+
+
+def ranked(rank: int, *, multiplier: dict[str, float] | None = None, **trial: Any) -> dict[str, Any]:
+    """A structure at its place, trained once."""
+    theta = {"alpha": 0.5, "beta": 0.0, "gamma": 0.5, "delta": 0.0, "epsilon": 0.5, "phi": 0.5, "rho": 0.0}
+    own = {
+        "family": "monarch",
+        "theta": theta,
+        "omega": 0.0,
+        "psi": 1.0,
+        "nu": 0.5,
+        "width": 40,
+        "params": 19_440,
+        "macs": 23_040,
+        "seed": 7,
+        "loss": 2.0,
+        "transfers": None,
+        **trial,
+    }
+    return {
+        "rank": rank,
+        "loss": own["loss"],
+        "loss_sd": None,
+        "trial": own,
+        "replicates": [own],
+        "multiplier": multiplier,
     }
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 from einsearch.cli import main
-from tests.einsearch.answers import event, search
+from tests.einsearch.answers import event, ranked, search
 from tests.einsearch.scripted import Answer, Scripted, json_answer, page, problem, stream_of_events
 
 
@@ -38,6 +38,34 @@ def einsearch(server: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         return Typed(end.value.code, *capsys.readouterr())
 
     return run
+
+
+class TestBest:
+    def test_shows_what_a_structure_is_worth_and_where_its_rate_does_not_transfer(
+        self, server: Scripted, einsearch: Type
+    ) -> None:
+        worth = {"value": 0.84, "low": 0.71, "high": 0.99}
+        items = [ranked(1, multiplier=worth, transfers=True), ranked(2, transfers=False), ranked(3)]
+        server.says(json_answer(search()), json_answer({"items": items}))
+        out = einsearch("best", "5f").out
+        assert "0.84 [0.71, 0.99]" in out
+        assert "the learning rate does not transfer to #2: a tuned one may do better." in out
+        assert "fidelity of the proxy: unmeasured." in out
+
+    @pytest.mark.parametrize(("truthful", "verdict"), [(True, "truthful;"), (False, "NOT truthful;")])
+    def test_says_how_far_the_order_can_be_trusted(
+        self, server: Scripted, einsearch: Type, truthful: bool, verdict: str
+    ) -> None:
+        fidelity = {
+            "study_id": "0123456789ab",
+            "between_seeds": {"value": 0.97, "low": 0.9, "high": 1.0},
+            "against_reference": {"value": 0.6, "low": 0.2, "high": 0.8},
+            "truthful": truthful,
+        }
+        server.says(json_answer(search(fidelity=fidelity)), json_answer({"items": [ranked(1)]}))
+        out = einsearch("best", "5f").out
+        assert f"fidelity of the proxy: {verdict} Spearman between seeds 0.97 [0.90, 1.00], with the truth 0.60" in out
+        assert "does not transfer" not in out
 
 
 class TestWatch:
