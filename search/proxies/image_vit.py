@@ -7,7 +7,7 @@ from einlayers.errors import FieldError
 from search.checks import Number, Whole, check_whole
 from search.proxies.base import NAMED_BY_KIND, LayerShape, ModelCost, ProxySettings
 from search.proxies.images import Digits, Images
-from search.proxies.transformer import block_layers, num_gains
+from search.proxies.transformer import MAX_POSITIONS, block_layers, num_gains
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,9 @@ class ImageViT(ProxySettings):
         check_whole("patch_size", self.patch_size, 1, self.images.size)
         if self.images.size % self.patch_size:
             raise FieldError("patch_size", expected=f"a divisor of {self.images.size}", got=self.patch_size)
+        if self.passes_per_example > MAX_POSITIONS:
+            expected = f"at most {MAX_POSITIONS} patches of an image"
+            raise FieldError("patch_size", expected=expected, got=f"{self.passes_per_example} of {self.patch_size}")
 
     @property
     def width_step(self) -> int:

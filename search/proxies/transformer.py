@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from search.checks import Whole, check_whole
 from search.proxies.base import LayerShape, ModelCost, ProxySettings
 
+MAX_POSITIONS = 4096
+"""The longest sequence that a transformer attends to."""
+
 
 def block_layers(width: int, depth: int) -> tuple[LayerShape, ...]:
     """The replaceable layers of ``depth`` blocks: attention's q, k, v and output, and the two of the feed-forward block."""
