@@ -1,4 +1,4 @@
-# Three images: `api` (no extra), `runner` (Optuna and Ray) and `worker` (PyTorch, NumPy and Ray).
+# Three images: `api` (no extra), `runner` (Optuna and Ray) and `worker` (PyTorch, NumPy, Ray and data sets).
 # Each environment is made in a stage of its own and copied whole: no image holds pip's cache or a build's leftovers.
 
 FROM python:3.11-slim-bookworm AS builder
@@ -37,7 +37,7 @@ COPY --from=wheel /dist /dist
 RUN pip install --no-deps --force-reinstall /dist/*.whl
 
 FROM builder AS worker-env
-RUN pip install -c constraints.txt '.[workers]'
+RUN pip install -c constraints.txt '.[huggingface,workers]'
 COPY --from=wheel /dist /dist
 RUN pip install --no-deps --force-reinstall /dist/*.whl
 

@@ -411,14 +411,23 @@ def main() -> int:
     return 0
 
 
+def workspace_of(settings: Settings) -> Workspace:
+    """The directories of the workers, which may run elsewhere: none is relative to where this runner was started."""
+    return Workspace(
+        cache_dir=settings.home.absolute(),
+        corpora_dir=settings.corpora_dir and settings.corpora_dir.absolute(),
+        checkpoints_dir=settings.checkpoints.absolute(),
+        hub_dir=settings.hub_dir and settings.hub_dir.absolute(),
+    )
+
+
 def _connect(settings: Settings, runner_id: str) -> Pool:
     # Ray takes a second to import; nobody who only wants the runner's code should have to wait for it.
     from workers.ray_pool import RayPool
 
-    workspace = Workspace(
-        cache_dir=settings.home.absolute(), corpora_dir=settings.corpora_dir, checkpoints_dir=settings.checkpoints
+    pool = RayPool(
+        workspace_of(settings), address=settings.ray_address, namespace=settings.ray_namespace, owner=runner_id
     )
-    pool = RayPool(workspace, address=settings.ray_address, namespace=settings.ray_namespace, owner=runner_id)
     logger.info("runner %s: the searches of %s on Ray at %s", runner_id, settings.shown_database, settings.ray_address)
     return pool
 

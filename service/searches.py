@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from einlayers.errors import FieldError
 from einlayers.theta import NAMED
-from search.corpora import locate, locate_images
+from search.corpora import locate_images, require_text
 from search.proxies.char_lm import CharLM, FileCorpus
 from search.proxies.identity import task_digest
 from search.proxies.image_mlp import ImageMLP
@@ -69,7 +69,7 @@ def validate(spec: SearchSpec, corpora_dir: Path | None) -> Estimate:
     """Check what only this service can know of a spec, and estimate its cost.
 
     Raises:
-        InvalidValue: the corpus, or the images, are not files that the operator allows, or too short.
+        InvalidValue: the corpus, or the images, are not files that the operator allows, or nothing that can be trained on.
     """
     _check_data(spec.proxy, corpora_dir)
     return Estimate(
@@ -232,25 +232,19 @@ def conclude(session: Session, search: Search) -> None:
 
 
 def _check_data(proxy: ProxySpec, corpora_dir: Path | None) -> None:
-    """Go on only if the files that a proxy names are there."""
+    """Go on only if the files that a proxy names are there. For data sets of Hugging Face a worker looks: it may be the only
+    one who has a network, and the library."""
     pointer = "/proxy/corpus"
     try:
         match proxy:
             case CharLM(corpus=FileCorpus() as corpus):
-                _check_file(corpus, proxy.context, corpora_dir)
+                require_text(corpus, proxy.context, corpora_dir)
             case ImageMLP(images=images) | ImageViT(images=images) | NextPixel(images=images):
                 pointer = "/proxy/images"
                 if isinstance(images, ImageFiles):
                     locate_images(images, corpora_dir)
     except FieldError as error:
         raise InvalidValue(pointer, error) from error
-
-
-def _check_file(corpus: FileCorpus, context: int, corpora_dir: Path | None) -> None:
-    size = locate(corpus, corpora_dir).stat().st_size
-    # A twentieth is held out, and each part must hold at least one sequence and its successor.
-    if size < (needed := 20 * (context + 1)):
-        raise FieldError("path", expected=f"a file of at least {needed} bytes for this context", got=f"{size} bytes")
 
 
 def _spent(search: Search) -> Reason:

@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     database_url: Annotated[str | None, AfterValidator(lambda url: url and _check_database_url(url))] = None
     corpora_dir: Path | None = None
     checkpoints_dir: Path | None = None
+    hub_dir: Path | None = None
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     ray_address: str = "auto"

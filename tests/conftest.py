@@ -46,6 +46,15 @@ def _no_settings_from_outside() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_data_from_outside() -> Iterator[None]:
+    """Neither this process nor those that it starts ask Hugging Face for anything, or tell it."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
+            environment.setenv(name, "1")
+        yield
+
+
 @pytest.fixture(scope="session")
 def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
     """The database servers of this test run."""

@@ -1,7 +1,7 @@
 """What a proxy gives the training loop: batches, a loss, an evaluation."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,7 @@ class Task:
     uninformed_loss: float
 
 
-def mean_loss(loss: Callable[[nn.Module, Batch], Tensor], model: nn.Module, batches: Sequence[Batch]) -> float:
+def mean_loss(loss: Callable[[nn.Module, Batch], Tensor], model: nn.Module, batches: Iterable[Batch]) -> float:
     """The mean of a loss over all targets of some batches."""
     losses = [(loss(model, batch).item(), batch[1].numel()) for batch in batches]
     return math.fsum(loss * count for loss, count in losses) / sum(count for _, count in losses)

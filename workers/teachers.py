@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from search.proxies.regression import Regression
-from workers.cache import prepared
+from workers.cache import prepared, save
 from workers.workspace import Workspace
 
 POOL_ROWS = 2**21
@@ -64,7 +64,7 @@ class Teacher:
 def load_rows(settings: Regression, workspace: Workspace) -> TeacherRows:
     """The pool of a teacher, drawn on first use."""
     name = f"{settings.inputs}-{settings.teacher_width}x{settings.teacher_depth}-{settings.teacher_seed}"
-    arrays = prepared(workspace.cache_dir / "teachers" / name, lambda: _draw_pool(settings))
+    arrays = prepared(workspace.cache_dir / "teachers" / name, lambda folder: save(folder, _draw_pool(settings)))
     mean, sd = arrays["output"]
     return TeacherRows(arrays["train"], arrays["held_out"], float(mean), float(sd))
 

@@ -10,9 +10,11 @@ CHECKPOINT_EVERY = 60.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workspace:
     """Where prepared data is cached; below which directory users' text files lie (None: nowhere); where checkpoints are
-    kept (None: none are written), which machines that share their trials share too; how often one is written."""
+    kept (None: none are written), which machines that share their trials share too; how often one is written; where data
+    sets of Hugging Face lie, as ``OWNER/NAME``, that were fetched beforehand (None: nowhere)."""
 
     cache_dir: Path
     corpora_dir: Path | None = None
     checkpoints_dir: Path | None = None
     checkpoint_every: float = CHECKPOINT_EVERY
+    hub_dir: Path | None = None

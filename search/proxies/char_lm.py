@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Discriminator
 
 from search.checks import Number, Whole, check_whole
-from search.proxies.transformer import TransformerSettings
+from search.proxies.hugging_face import check_data_set, check_part
+from search.proxies.transformer import MAX_POSITIONS, TransformerSettings
 
 CHAR_VOCABULARY = "\n" + "".join(map(chr, range(32, 127)))
 """The 96 characters of the papers' character language model: newline and printable ASCII (2410.02117, appendix)."""
@@ -31,7 +32,35 @@ class FileCorpus:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
 
-Corpus = Annotated[StdlibCorpus | FileCorpus, Discriminator("kind")]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubCorpus:
+    """The texts in one field of a data set of Hugging Face, by its name: all of those of a split, or the first
+    ``max_characters``. A worker looks for it, when it is first needed there.
+
+    Raises:
+        FieldError: a name could be something else than one, or ``max_characters`` is out of range.
+    """
+
+    name: str
+    config: str | None = None
+    split: str = "train"
+    field: str = "text"
+    max_characters: Whole | None = None
+    kind: Literal["hugging_face"] = "hugging_face"
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        check_data_set(self.name)
+        if self.config is not None:
+            check_part("config", self.config)
+        check_part("split", self.split)
+        check_part("field", self.field)
+        if self.max_characters is not None:
+            check_whole("max_characters", self.max_characters, 1, 10**13)
+
+
+Corpus = Annotated[StdlibCorpus | FileCorpus | HubCorpus, Discriminator("kind")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +86,7 @@ class CharLM(TransformerSettings):
 
     def __post_init__(self) -> None:
         TransformerSettings.__post_init__(self)
-        check_whole("context", self.context, 2, 4096)
+        check_whole("context", self.context, 2, MAX_POSITIONS)
 
     @property
     def vocabulary_size(self) -> int:

@@ -8,7 +8,7 @@ from search.checks import Number, Whole, check_whole
 from search.proxies.base import NAMED_BY_KIND
 from search.proxies.images import Digits, Images
 from search.proxies.shapes import ModelCost
-from search.proxies.transformer import AttentionSettings
+from search.proxies.transformer import MAX_POSITIONS, AttentionSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,9 @@ class ImageViT(AttentionSettings):
         check_whole("patch_size", self.patch_size, 1, self.images.size)
         if self.images.size % self.patch_size:
             raise FieldError("patch_size", expected=f"a divisor of {self.images.size}", got=self.patch_size)
+        if self.passes_per_example > MAX_POSITIONS:
+            expected = f"at most {MAX_POSITIONS} patches of an image"
+            raise FieldError("patch_size", expected=expected, got=f"{self.passes_per_example} of {self.patch_size}")
 
     @property
     def examples_per_step(self) -> int:

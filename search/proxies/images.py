@@ -8,6 +8,7 @@ from pydantic import Discriminator
 from einlayers.errors import FieldError
 from search.checks import Whole, check_whole
 from search.proxies.base import NAMED_BY_KIND
+from search.proxies.hugging_face import check_data_set, check_part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,5 +117,41 @@ class Cifar5m(ImageFiles):
         return
 
 
-Images = Annotated[Digits | Cifar10 | Cifar100 | Cifar5m, Discriminator("kind")]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubImages:
+    """The images of a data set of Hugging Face, by its name, in three colours: the shorter side of each is scaled to
+    ``size``, and the middle of the longer one is kept. A worker looks for it, when it is first needed there.
+
+    Raises:
+        FieldError: a name could be something else than one, both splits are the same, or a number is out of range.
+    """
+
+    name: str
+    config: str | None = None
+    train_split: str = "train"
+    held_out_split: str = "validation"
+    image_field: str = "image"
+    label_field: str = "label"
+    size: Whole
+    num_classes: Whole
+    kind: Literal["hugging_face"] = "hugging_face"
+
+    channels: ClassVar[int] = 3
+    levels: ClassVar[int] = 256
+
+    __pydantic_config__: ClassVar = NAMED_BY_KIND
+
+    def __post_init__(self) -> None:
+        check_data_set(self.name)
+        if self.config is not None:
+            check_part("config", self.config)
+        for name in ("train_split", "held_out_split", "image_field", "label_field"):
+            check_part(name, getattr(self, name))
+        if self.train_split == self.held_out_split:
+            raise FieldError("held_out_split", expected="another split than train_split", got=self.held_out_split)
+        check_whole("size", self.size, 1, 1024)
+        check_whole("num_classes", self.num_classes, 2, 65_536)
+
+
+Images = Annotated[Digits | Cifar10 | Cifar100 | Cifar5m | HubImages, Discriminator("kind")]
 """Any set of images."""

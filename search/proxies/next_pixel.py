@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from einlayers.errors import FieldError
 from search.checks import Number, Whole
 from search.proxies.base import NAMED_BY_KIND
 from search.proxies.images import Digits, Images
-from search.proxies.transformer import TransformerSettings
+from search.proxies.transformer import MAX_POSITIONS, TransformerSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,12 @@ class NextPixel(TransformerSettings):
     SHIPPED_LR: ClassVar[float] = 5e-3
 
     __pydantic_config__: ClassVar = NAMED_BY_KIND
+
+    def __post_init__(self) -> None:
+        TransformerSettings.__post_init__(self)
+        if self.num_positions > MAX_POSITIONS:
+            expected = f"images of at most {MAX_POSITIONS} pixels, every colour counted"
+            raise FieldError("images", expected=expected, got=self.num_positions)
 
     @property
     def vocabulary_size(self) -> int:

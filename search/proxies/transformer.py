@@ -10,6 +10,9 @@ from search.checks import Whole, check_whole
 from search.proxies.base import ProxySettings
 from search.proxies.shapes import LayerShape, ModelCost, feed_forward_layers
 
+MAX_POSITIONS = 4096
+"""The longest sequence that a transformer attends to."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSettings(ProxySettings):

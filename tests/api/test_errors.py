@@ -54,6 +54,9 @@ NO_TEXTS: tuple[Any, ...] = (None, 5, True, [], {})
 NO_OBJECTS: tuple[Any, ...] = (None, 0, "tpe", [], True, [{}])
 COUNTS = ("/budget/max_trials", "/replicates", "/concurrency", "/proxy/depth", "/proxy/num_heads", "/proxy/context")
 OBJECTS = ("/proxy", "/space", "/space/constraints", "/sampler", "/pruner", "/budget", "/resources", "/proxy/corpus")
+HUB = {"kind": "hugging_face", "name": "someone/texts"}
+CIFAR10 = {"kind": "cifar10", "path": "missing"}
+CIFAR5M = {"kind": "cifar5m", "path": "many", "parts": 1}
 
 SEARCHES = [
     *(_case(pointer, value, "expected a whole number from") for pointer in COUNTS for value in NO_COUNTS),
@@ -133,6 +136,16 @@ SEARCHES = [
     _case("/proxy/corpus", {"kind": "file"}, MISSING, "/proxy/corpus/path"),
     _case("/proxy/corpus", {"kind": "stdlib", "path": "x"}, "Unexpected keyword", "/proxy/corpus/path"),
     _case("/proxy/corpus/kind", "s3", "got ", "/proxy/corpus"),
+    _case("/proxy/corpus", {"kind": "file", "path": "tabs.txt"}, "at least 1300 characters in", "/proxy/corpus/path"),
+    *(
+        _case("/proxy/corpus", {"kind": "hugging_face", "name": name}, "as OWNER/NAME, got", "/proxy/corpus/name")
+        for name in ("", "text", "../texts", "/etc/passwd", "a/b/c", "hf://a/b", "someone/texts.py", "https://a.b/c")
+    ),
+    _case("/proxy/corpus", {**HUB, "split": "train[:10]"}, "letters, digits and", "/proxy/corpus/split"),
+    _case("/proxy/corpus", {**HUB, "data_files": "/etc/passwd"}, "Unexpected keyword", "/proxy/corpus/data_files"),
+    _case("/proxy", {"kind": "image_mlp", "images": CIFAR10}, "expected a directory with", "/proxy/images/path"),
+    _case("/proxy", {"kind": "image_vit", "images": CIFAR5M}, "to be an archive of", "/proxy/images/path"),
+    _case("/proxy", {"kind": "next_pixel", "images": {**HUB, "size": 64, "num_classes": 9}}, "4096", "/proxy/images"),
 ]
 
 _THETA_SUM = "exponents that sum to 1, got "

@@ -97,9 +97,13 @@ class TestEveryKind:
         assert client.get(f"/v1/{plural}").json()["items"] == []
 
     @EACH
-    def test_refuses_a_run_that_the_proxy_cannot_train(self, client: TestClient, plural: str) -> None:
-        proxy = {**PROXY, "corpus": {"kind": "file", "path": "missing.txt"}}
-        problem_of(client.post(f"/v1/{plural}", json=body(plural, proxy=proxy)), 422)
+    def test_refuses_a_run_that_the_proxy_cannot_train(
+        self, client: TestClient, plural: str, corpora_dir: Path
+    ) -> None:
+        (corpora_dir / "tabs.txt").write_text("\t\n" * 5000)
+        for path in ("missing.txt", "tabs.txt"):
+            proxy = {**PROXY, "corpus": {"kind": "file", "path": path}}
+            problem_of(client.post(f"/v1/{plural}", json=body(plural, proxy=proxy)), 422)
         assert client.get("/v1/searches").json()["items"] == []
 
     @pytest.mark.parametrize(

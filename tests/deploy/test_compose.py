@@ -130,6 +130,10 @@ class TestSettings:
         place = environment(service)["EINSEARCH_CORPORA_DIR"]
         assert mounts(service)[place] == "${EINSEARCH_CORPORA:-corpora}:ro"
 
+    def test_data_sets_that_were_fetched_lie_among_them(self) -> None:
+        runner = environment("runner")
+        assert runner["EINSEARCH_HUB_DIR"].startswith(runner["EINSEARCH_CORPORA_DIR"] + "/")
+
     def test_workers_keep_what_they_prepare_where_the_runner_says(self) -> None:
         assert mounts("ray-worker")[environment("runner")["EINSEARCH_HOME"]] == "worker-home"
 
@@ -165,7 +169,7 @@ class TestLifecycle:
 
 class TestImages:
     @pytest.mark.parametrize(
-        ("target", "extras"), [("api", {"parquet"}), ("runner", {"runner"}), ("worker", {"workers"})]
+        ("target", "extras"), [("api", {"parquet"}), ("runner", {"runner"}), ("worker", {"huggingface,workers"})]
     )
     def test_each_installs_its_extra_and_no_other(self, target: str, extras: set[str]) -> None:
         commands = [c for name in sources(STAGES, target) for c in STAGES[name].arguments("RUN") if "pip install" in c]

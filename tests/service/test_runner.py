@@ -15,6 +15,8 @@ from service import rankings, repositories, searches, trials
 from service.clock import now
 from service.database import Database
 from service.models import Reason, Trial
+from service.runner import workspace_of
+from service.settings import Settings
 from tests.service.pools import CutOff, LocalPools
 from tests.service.running import (
     COMPLETED,
@@ -36,6 +38,17 @@ from workers.pool import Event, LocalPool
 from workers.workspace import Workspace
 
 DIVERGING = replace(PROXY, base_lr=1000.0)
+
+
+def test_tells_the_workers_every_directory_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"home": "a", "corpora_dir": "b", "checkpoints_dir": "c", "hub_dir": "d"}
+    settings = Settings(**{name: Path(folder) for name, folder in names.items()})  # type: ignore[arg-type]  # all are paths
+    expected = Workspace(
+        cache_dir=tmp_path / "a", corpora_dir=tmp_path / "b", checkpoints_dir=tmp_path / "c", hub_dir=tmp_path / "d"
+    )
+    assert workspace_of(settings) == expected
+    assert workspace_of(Settings()).hub_dir is None
 
 
 class TestBudget:

@@ -1,13 +1,23 @@
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from zipfile import ZipFile
 
 import pytest
 from sqlalchemy.orm import Session
 
 from einlayers.theta import NAMED
-from search.proxies.char_lm import CharLM, FileCorpus
+from search.corpora import READ_AT_MOST
+from search.proxies.char_lm import CharLM, FileCorpus, HubCorpus
+from search.proxies.image_mlp import ImageMLP
+from search.proxies.image_vit import ImageViT
+from search.proxies.images import Cifar5m, Cifar10, Cifar100, HubImages, ImageFiles
+from search.proxies.next_pixel import NextPixel
 from search.spec import Budget, SearchSpec, Space
 from search.states import SearchState
 from search.structure import structure_of
@@ -38,6 +48,28 @@ REFUSED = [(action, state) for action in ACTIONS for state in SearchState if (ac
 
 def _caller(owner: str, *scopes: str) -> Caller:
     return Caller(owner=owner, scopes=frozenset(scopes))  # type: ignore[arg-type]  # scopes by their names
+
+
+@pytest.fixture
+def private() -> Iterator[Path]:
+    """An allowed directory that everybody may enter: those of pytest are their owner's alone."""
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@contextmanager
+def unreadable(path: Path) -> Iterator[None]:
+    """A file that this process may not read, also where it is root's, to whom modes say nothing."""
+    path.chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        path.chmod(0o600)
 
 
 class TestSubmit:
@@ -135,6 +167,113 @@ class TestCorpus:
         assert detail == "expected a file of at least 1300 bytes for this context, got '1299 bytes'"
         (corpora_dir / "corpus.txt").write_text("x" * 1300)
         searches.validate(self._spec("corpus.txt", context=64), corpora_dir)
+
+    @pytest.mark.parametrize(
+        ("text", "got"),
+        [
+            (b"\tindented\n" * 1000, "0 characters"),
+            ("naïve\n".encode() * 1000, "0 characters"),
+            (b"one line without an end, and a NUL \0" * 1000, "0 characters"),
+            (b"old\rmac\r" * 1000, "0 characters"),
+            (b"x" * 338 + b"\n" + b"\t\n" * 1000, "339 characters"),
+        ],
+    )
+    def test_of_which_nothing_is_left_is_refused(self, text: bytes, got: str, corpora_dir: Path) -> None:
+        (corpora_dir / "corpus.txt").write_bytes(text)
+        detail = self._refused("corpus.txt", corpora_dir)
+        expected = "at least 340 characters in lines of printable ASCII only; other lines are dropped"
+        assert detail == f"expected {expected}, got '{got}'"
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            b"x" * 339 + b"\n" + b"\t\n" * 1000,
+            b"\t\n" * 1000 + b"x" * 340,
+            b"ends as on Windows\r\n" * 18,
+            b"\xff" * 5_000_000 + b"\n" + b"x" * 340,
+        ],
+        ids=["just enough", "at the end", "Windows", "after megabytes of others"],
+    )
+    def test_of_which_enough_is_left_is_accepted(self, text: bytes, corpora_dir: Path) -> None:
+        (corpora_dir / "corpus.txt").write_bytes(text)
+        searches.validate(self._spec("corpus.txt"), corpora_dir)
+
+    def test_is_not_looked_through_without_end(self, corpora_dir: Path) -> None:
+        (corpora_dir / "corpus.txt").write_bytes(b"\xff" * READ_AT_MOST + b"\n" + b"x" * 340)
+        assert "340 characters in its first 16 MiB in lines" in self._refused("corpus.txt", corpora_dir)
+
+    def test_that_may_not_be_read_is_refused(self, private: Path) -> None:
+        (private / "corpus.txt").write_text("x" * 1000)
+        with unreadable(private / "corpus.txt"):
+            assert (
+                self._refused("corpus.txt", private) == "expected a file that this service may read, got 'corpus.txt'"
+            )
+
+    def test_of_hugging_face_is_left_to_a_worker(self) -> None:
+        corpus = HubCorpus(name="nobody/has-this")
+        searches.validate(replace(SPEC, proxy=CharLM(corpus=corpus)), None)
+
+
+class TestImages:
+    @staticmethod
+    def _refused(images: ImageFiles, corpora_dir: Path | None) -> str:
+        details = []
+        for proxy in (ImageMLP(images=images), ImageViT(images=images), NextPixel(images=images)):  # type: ignore[arg-type]  # each is one of the union
+            with pytest.raises(InvalidValue) as refusal:
+                searches.validate(replace(SPEC, proxy=proxy), corpora_dir)
+            (problem,) = refusal.value.problems
+            assert problem.pointer == "/proxy/images/path"
+            details.append(problem.detail)
+        assert len(set(details)) == 1
+        return details[0]
+
+    @staticmethod
+    def _write(folder: Path, images: ImageFiles, content: bytes) -> Path:
+        (folder / images.path).mkdir(exist_ok=True)
+        for name in images.file_names:
+            (folder / images.path / name).write_bytes(content)
+        return folder / images.path / name
+
+    def test_that_are_there_are_accepted(self, corpora_dir: Path) -> None:
+        images = Cifar10(path="ten")
+        self._write(corpora_dir, images, b"\0" * 3073)
+        searches.validate(replace(SPEC, proxy=ImageMLP(images=images)), corpora_dir)
+
+    def test_are_refused_where_the_operator_allows_none(self) -> None:
+        assert "EINSEARCH_CORPORA_DIR is not set" in self._refused(Cifar10(path="ten"), None)
+
+    def test_that_are_missing_are_refused(self, corpora_dir: Path) -> None:
+        for images in (Cifar10(path="ten"), Cifar100(path="ten"), Cifar5m(path="ten")):
+            assert "below the one that the operator allows" in self._refused(images, corpora_dir)
+        self._write(corpora_dir, Cifar10(path="ten"), b"\0" * 3073).unlink()
+        assert "a directory with data_batch_1.bin" in self._refused(Cifar10(path="ten"), corpora_dir)
+
+    @pytest.mark.parametrize("content", [b"", b"\0" * 3072, b"\0" * 3074])
+    def test_that_are_empty_or_cut_short_are_refused(self, content: bytes, corpora_dir: Path) -> None:
+        self._write(corpora_dir, Cifar10(path="ten"), content)
+        detail = self._refused(Cifar10(path="ten"), corpora_dir)
+        assert detail.startswith("expected data_batch_1.bin to hold images of 3073 bytes each, got ")
+
+    @pytest.mark.parametrize("what", ["empty", "no archive", "cut short", "of other arrays"])
+    def test_that_are_no_archive_of_images_are_refused(self, what: str, corpora_dir: Path) -> None:
+        file = BytesIO()
+        with ZipFile(file, "w") as archive:
+            for name in ("X.npy", "Z.npy" if what == "of other arrays" else "Y.npy"):
+                archive.writestr(name, b"\0" * 1000)
+        whole = file.getvalue()
+        content = {"empty": b"", "no archive": b"PK\3\4 not really", "cut short": whole[:-50]}.get(what, whole)
+        self._write(corpora_dir, Cifar5m(path="many", parts=2), content)
+        detail = self._refused(Cifar5m(path="many", parts=2), corpora_dir)
+        assert detail.startswith("expected cifar5m_part0.npz to be an archive of the arrays X and Y, got ")
+
+    def test_that_may_not_be_read_are_refused(self, private: Path) -> None:
+        with unreadable(self._write(private, Cifar10(path="ten"), b"\0" * 3073)):
+            detail = self._refused(Cifar10(path="ten"), private)
+        assert detail == "expected a file that this service may read, got 'ten/test_batch.bin'"
+
+    def test_of_hugging_face_are_left_to_a_worker(self) -> None:
+        images = HubImages(name="nobody/has-this", size=8, num_classes=10)
+        searches.validate(replace(SPEC, proxy=ImageMLP(images=images)), None)
 
 
 class TestTransitions:

@@ -20,6 +20,9 @@ class TestDefaults:
     def test_allow_no_file_of_a_user(self) -> None:
         assert Settings().corpora_dir is None
 
+    def test_know_of_no_data_set_that_was_fetched(self) -> None:
+        assert Settings().hub_dir is None
+
 
 class TestEnvironment:
     @pytest.mark.parametrize(
@@ -28,6 +31,7 @@ class TestEnvironment:
             ("EINSEARCH_HOME", "home", "elsewhere", Path("elsewhere")),
             ("EINSEARCH_DATABASE_URL", "database", POSTGRES, POSTGRES),
             ("EINSEARCH_CORPORA_DIR", "corpora_dir", "texts", Path("texts")),
+            ("EINSEARCH_HUB_DIR", "hub_dir", "fetched", Path("fetched")),
             ("EINSEARCH_HOST", "host", "0.0.0.0", "0.0.0.0"),
             ("EINSEARCH_PORT", "port", "0", 0),
             ("EINSEARCH_RAY_ADDRESS", "ray_address", "ray://head:10001", "ray://head:10001"),
