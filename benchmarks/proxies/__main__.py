@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.proxies import gpu, memory, sharing, steps
-from benchmarks.proxies.settings import QUICK, RANK_ONE, SEARCHES, gpt
+from benchmarks.proxies.settings import QUICK, RANK_ONE, SCREENING, SEARCHES, gpt
 from benchmarks.timing import prepare
 from workers.workspace import Workspace
 
@@ -50,7 +50,7 @@ def _print(part: str, folder: Path, asked: argparse.Namespace) -> None:
         case "saved":
             _say(memory.saved(_SAVED_WIDTH, _SAVED_TOKENS))
         case "memory":
-            _say(memory.trials(SEARCHES[1:2] if asked.quick else (*SEARCHES, *QUICK), folder))
+            _memory(folder, asked)
         case "gpu" if torch.cuda.is_available():
             for setting in gpu.SETTINGS:
                 _say(gpu.steps(setting, folder, asked.rounds))
@@ -58,12 +58,16 @@ def _print(part: str, folder: Path, asked: argparse.Namespace) -> None:
 
 
 def _steps(folder: Path, asked: argparse.Namespace) -> None:
-    workspace = Workspace(cache_dir=folder)
-    models = [gpt(width, batch) for width in asked.widths for batch in asked.batches]
-    found = [steps.measure(setting, workspace, asked.rounds) for setting in (*models, *SEARCHES)]
+    if asked.quick:
+        settings, rounds = (gpt(128, 8), SCREENING), 3
+    else:
+        models = [gpt(width, batch) for width in asked.widths for batch in asked.batches]
+        settings, rounds = (*models, *SEARCHES), asked.rounds
+    found = [steps.measure(setting, Workspace(cache_dir=folder), rounds) for setting in settings]
     _say(steps.structured(found))
     _say(steps.dense(found))
-    _say(steps.goals(found, GOALS))
+    if any(each.setting.name in GOALS for each in found):
+        _say(steps.goals(found, GOALS))
 
 
 def _workers(folder: Path, asked: argparse.Namespace) -> None:
@@ -76,6 +80,13 @@ def _workers(folder: Path, asked: argparse.Namespace) -> None:
         for structure in ("dense", RANK_ONE)
     }
     _say(sharing.summary(found))
+
+
+def _memory(folder: Path, asked: argparse.Namespace) -> None:
+    if asked.quick:
+        _say(memory.trials([SCREENING], folder, only=("dense", RANK_ONE)))
+    else:
+        _say(memory.trials((*SEARCHES, *QUICK), folder))
 
 
 def _say(text: str) -> None:

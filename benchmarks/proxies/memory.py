@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,20 +34,22 @@ _STATUS = Path("/proc/self/status")
 """Where Linux tells a process the most memory that it has had at once; ``ru_maxrss`` counts that of its parent before it."""
 
 
-def trials(settings: Iterable[Setting], cache_dir: Path) -> str:
-    """The table of the peaks of whole trials, each in a process of its own."""
+def trials(settings: Iterable[Setting], cache_dir: Path, only: Collection[str] | None = None) -> str:
+    """The table of the peaks of whole trials, each in a process of its own; ``only`` some structures, or all."""
     alone = _peak("-c", f"import torch; print(open('{_STATUS}').read())")
     return table(
         ["setting", "structure", "width", "peak, MiB", "above torch alone, MiB"],
-        ([*row, f"{peak:.0f}", f"{peak - alone:.0f}"] for row, peak in _trials(settings, cache_dir)),
+        ([*row, f"{peak:.0f}", f"{peak - alone:.0f}"] for row, peak in _trials(settings, cache_dir, only)),
     )
 
 
-def _trials(settings: Iterable[Setting], cache_dir: Path) -> Iterator[tuple[list[str], float]]:
+def _trials(
+    settings: Iterable[Setting], cache_dir: Path, only: Collection[str] | None
+) -> Iterator[tuple[list[str], float]]:
     for setting in settings:
         # What the machine prepares once is not of the trial.
         proxy_for(setting.proxy).task(0, Workspace(cache_dir=cache_dir), torch.device("cpu"))
-        for structure in setting.structures:
+        for structure in only or setting.structures:
             peak = _peak("-m", "benchmarks.proxies.memory", str(cache_dir), setting.name, structure)
             yield [setting.name, structure, str(setting.width(structure))], peak
 

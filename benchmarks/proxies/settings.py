@@ -90,7 +90,8 @@ def _rank_four(width: int) -> Theta:
 
 
 DEFAULT = Setting(name="default char_lm", proxy=CharLM(base_lr=CharLM.SHIPPED_LR))
-SEARCHES = (DEFAULT, _preset("screening"), _preset("standard"))
+SCREENING = _preset("screening")
+SEARCHES = (DEFAULT, SCREENING, _preset("standard"))
 """The settings of real searches."""
 
 QUICK = (_preset("quick/image_vit"), _preset("quick/next_pixel"))
