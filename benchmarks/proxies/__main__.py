@@ -2,7 +2,7 @@
 
     python -m benchmarks.proxies                     # all of docs/benchmarks/proxies.md
     python -m benchmarks.proxies --quick             # less of everything, in less than a minute
-    python -m benchmarks.proxies --only steps --widths 128
+    python -m benchmarks.proxies --only steps --widths 128 --searches screening
 
 Whole steps are timed as the service takes them: data, forward, backward, Adam, averaged weights. One thread, its CPU time,
 everything once a round in shuffled order, medians of the rounds in which dense kept its rate.
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.proxies import gpu, memory, sharing, steps
-from benchmarks.proxies.settings import QUICK, RANK_ONE, SCREENING, SEARCHES, gpt
+from benchmarks.proxies.settings import RANK_ONE, SCREENING, SEARCHES, Setting, gpt
 from benchmarks.timing import prepare
 from workers.workspace import Workspace
 
@@ -59,11 +59,12 @@ def _print(part: str, folder: Path, asked: argparse.Namespace) -> None:
 
 def _steps(folder: Path, asked: argparse.Namespace) -> None:
     if asked.quick:
-        settings, rounds = (gpt(128, 8), SCREENING), 3
+        settings, rounds = [gpt(128, 8), SCREENING], 3
     else:
-        models = [gpt(width, batch) for width in asked.widths for batch in asked.batches]
-        settings, rounds = (*models, *SEARCHES), asked.rounds
-    found = [steps.measure(setting, Workspace(cache_dir=folder), rounds) for setting in settings]
+        settings = [gpt(width, batch) for width in asked.widths for batch in asked.batches]
+        settings, rounds = [*settings, *(_searches(asked) or SEARCHES)], asked.rounds
+    workspace = Workspace(cache_dir=folder)
+    found = [steps.measure(setting, workspace, rounds, asked.structures) for setting in settings]
     _say(steps.structured(found))
     _say(steps.dense(found))
     if any(each.setting.name in GOALS for each in found):
@@ -72,7 +73,7 @@ def _steps(folder: Path, asked: argparse.Namespace) -> None:
 
 def _workers(folder: Path, asked: argparse.Namespace) -> None:
     seconds, rounds = (1.0, 2) if asked.quick else (5.0, asked.rounds)
-    setting = gpt(asked.widths[0], asked.batches[0])
+    setting = gpt(WIDTHS[0], BATCHES[0])
     found = {
         f"{setting.name}, {structure}": sharing.measure(
             setting, structure, folder, (1, 2), seconds=seconds, rounds=rounds
@@ -84,9 +85,13 @@ def _workers(folder: Path, asked: argparse.Namespace) -> None:
 
 def _memory(folder: Path, asked: argparse.Namespace) -> None:
     if asked.quick:
-        _say(memory.trials([SCREENING], folder, only=("dense", RANK_ONE)))
+        _say(memory.trials([SCREENING], folder, [RANK_ONE]))
     else:
-        _say(memory.trials((*SEARCHES, *QUICK), folder))
+        _say(memory.trials(_searches(asked) or memory.SETTINGS.values(), folder, asked.structures))
+
+
+def _searches(asked: argparse.Namespace) -> list[Setting]:
+    return [memory.SETTINGS[name] for name in asked.searches]
 
 
 def _say(text: str) -> None:
@@ -96,7 +101,9 @@ def _say(text: str) -> None:
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS)
-    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
+    parser.add_argument("--searches", nargs="+", choices=memory.SETTINGS, default=[], help="these settings of searches")
+    parser.add_argument("--structures", nargs="+", default=[], help=f"these beside dense and {RANK_ONE}")
+    parser.add_argument("--widths", type=int, nargs="*", default=WIDTHS, help="of the GPT; none leaves it out")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--quick", action="store_true")

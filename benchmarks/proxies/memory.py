@@ -34,7 +34,7 @@ _STATUS = Path("/proc/self/status")
 """Where Linux tells a process the most memory that it has had at once; ``ru_maxrss`` counts that of its parent before it."""
 
 
-def trials(settings: Iterable[Setting], cache_dir: Path, only: Collection[str] | None = None) -> str:
+def trials(settings: Iterable[Setting], cache_dir: Path, only: Collection[str] = ()) -> str:
     """The table of the peaks of whole trials, each in a process of its own; ``only`` some structures, or all."""
     alone = _peak("-c", f"import torch; print(open('{_STATUS}').read())")
     return table(
@@ -43,13 +43,11 @@ def trials(settings: Iterable[Setting], cache_dir: Path, only: Collection[str] |
     )
 
 
-def _trials(
-    settings: Iterable[Setting], cache_dir: Path, only: Collection[str] | None
-) -> Iterator[tuple[list[str], float]]:
+def _trials(settings: Iterable[Setting], cache_dir: Path, only: Collection[str]) -> Iterator[tuple[list[str], float]]:
     for setting in settings:
         # What the machine prepares once is not of the trial.
         proxy_for(setting.proxy).task(0, Workspace(cache_dir=cache_dir), torch.device("cpu"))
-        for structure in only or setting.structures:
+        for structure in setting.chosen(only):
             peak = _peak("-m", "benchmarks.proxies.memory", str(cache_dir), setting.name, structure)
             yield [setting.name, structure, str(setting.width(structure))], peak
 

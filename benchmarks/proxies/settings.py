@@ -1,6 +1,7 @@
 """What is trained: the papers' character GPT, the settings that searches use, and the structures of both."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,6 +41,10 @@ class Setting:
             "general": GENERAL,
             "Kronecker": NAMED["kronecker"],
         }
+
+    def chosen(self, only: Collection[str]) -> list[str]:
+        """Dense and block tensor-train of rank 1, which everything is compared with, and those of ``only``; or all."""
+        return [name for name in self.structures if not only or name in ("dense", RANK_ONE, *only)]
 
     def width(self, structure: str) -> int:
         """The width of the model: the fixed one, or the one at which the structure costs what the dense model costs."""

@@ -1,6 +1,6 @@
 """How many examples a training step gets through per CPU-second: ours, the papers' formulation, dense, dense at its best."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from benchmarks.proxies.baselines import ONEDNN_ERROR, as_papers, by_onednn, onednn_error
@@ -38,13 +38,13 @@ class Steps:
         return seconds / self.seconds[structure, OURS]
 
 
-def measure(setting: Setting, workspace: Workspace, rounds: int) -> Steps:
-    """Train everything by turns."""
+def measure(setting: Setting, workspace: Workspace, rounds: int, only: Collection[str] = ()) -> Steps:
+    """Train everything, or ``only`` some structures, by turns."""
     proxy = setting.proxy
     shapes = {(layer.d_in, layer.d_out) for layer in proxy.layers(setting.width("dense"))}
     error = onednn_error(shapes, proxy.examples_per_step)
     trainings: dict[Key, Training] = {}
-    for structure in setting.structures:
+    for structure in setting.chosen(only):
         trainings[structure, OURS] = setting.begin(structure, workspace)
         if structure != "dense":
             trainings[structure, REFERENCE] = setting.begin(structure, workspace, as_papers)
@@ -72,7 +72,7 @@ def structured(found: list[Steps]) -> str:
         ]
         for steps in found
         for structure in steps.setting.structures
-        if structure != "dense"
+        if (structure, REFERENCE) in steps.seconds
     ]
     return table(columns, rows)
 
