@@ -25,6 +25,7 @@ from workers.workspace import Workspace
 
 PARTS = ("steps", "workers", "saved", "memory", "gpu")
 WIDTHS, BATCHES, ROUNDS = (128, 256), (32, 8), 9
+STRUCTURES = gpt(128, 8).structures | SCREENING.structures
 
 GOALS = {"GPT 128, batch 32": 1.45, "GPT 256, batch 32": 1.35}
 """How many times the rate of the reference block tensor-train of rank 1 should have."""
@@ -102,7 +103,9 @@ def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS)
     parser.add_argument("--searches", nargs="+", choices=memory.SETTINGS, default=[], help="these settings of searches")
-    parser.add_argument("--structures", nargs="+", default=[], help=f"these beside dense and {RANK_ONE}")
+    parser.add_argument(
+        "--structures", nargs="+", choices=STRUCTURES, default=[], help=f"these beside dense and {RANK_ONE}"
+    )
     parser.add_argument("--widths", type=int, nargs="*", default=WIDTHS, help="of the GPT; none leaves it out")
     parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
