@@ -43,6 +43,7 @@ bench: $(READY)  ## measure, print ratios
 	$(BIN)/python -m benchmarks.service crowd --minutes 1
 	$(BIN)/python -m benchmarks.layers --widths 256 1024 --tokens 1024
 	$(BIN)/python -m benchmarks.moe
+	$(BIN)/python -m benchmarks.proxies --quick
 
 setup: $(READY)  ## the virtual environment, at the versions of constraints.txt
 

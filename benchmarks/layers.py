@@ -24,14 +24,13 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.timing import prepare, rounds_of, timed
+from benchmarks.timing import calm_medians, prepare
 from einlayers.contraction import choose, contract
 from einlayers.dims import Dims, resolve
 from einlayers.families import btt_dims, low_rank_dims, monarch_dims
@@ -54,8 +53,6 @@ STRUCTURES: dict[str, Callable[[int], Dims]] = {
 WIDTHS = (128, 256, 512, 1024, 2048, 4096)
 TOKENS = (256, 1024, 4096)
 ROUNDS = 7
-_BUSY = 0.85
-_LEAST_SECONDS = 0.05
 _TOLERANCE = 1e-4
 """Of the largest output: float32 sums in different orders."""
 
@@ -110,6 +107,12 @@ def papers_general(x_TI: Tensor, A: Tensor, B: Tensor) -> Tensor:
     x_Tgba = x_TI.view(len(x_TI), A.shape[3], B.shape[4], A.shape[4])
     z_Tfdrgb = torch.einsum("tgba,fdrga->tfdrgb", x_Tgba, A)
     return torch.einsum("tfdrgb,fergb->tfed", z_Tfdrgb, B).flatten(1)
+
+
+def papers(dims: Dims, A: Tensor, B: Tensor) -> tuple[Apply, tuple[Tensor, Tensor]]:
+    """The papers' formulation of this structure, and the factors as it takes them."""
+    is_btt = dims.beta == dims.delta == 1
+    return (papers_btt, papers_layout(A, B)) if is_btt else (papers_general, (A, B))
 
 
 def one_einsum(x_TI: Tensor, A: Tensor, B: Tensor) -> Tensor:
@@ -184,7 +187,7 @@ def measure(width: int, tokens: int, names: list[str], rounds: int) -> list[Row]
         chosen[name] = choose(x, A, B, cost(dims).order)
         for implementation, (apply, factors) in _implementations(dims, A, B).items():
             runs[name, implementation] = _run(apply, x, factors, dy)
-    seconds = _interleave(runs, rounds)
+    seconds = calm_medians(runs, ("", "dense"), rounds)
     best = min(seconds["", "dense"], seconds["", "dense by oneDNN"])
     return [
         Row(
@@ -205,8 +208,7 @@ def measure(width: int, tokens: int, names: list[str], rounds: int) -> list[Row]
 
 def _implementations(dims: Dims, A: Tensor, B: Tensor) -> dict[str, tuple[Apply, tuple[Tensor, Tensor]]]:
     order = cost(dims).order
-    is_btt = dims.beta == dims.delta == 1
-    reference = (papers_btt, papers_layout(A, B)) if is_btt else (papers_general, (A, B))
+    reference = papers(dims, A, B)
     implementations: dict[str, tuple[Apply, tuple[Tensor, Tensor]]] = {
         "reference": reference,
         "reference again": reference,
@@ -250,22 +252,6 @@ def _at_medium_precision(x_TI: Tensor, W_OI: Tensor, dy_TO: Tensor) -> None:
 
 def _fitted(x: Tensor, size: int) -> Tensor:
     return F.pad(x.detach(), (0, size - x.shape[1])).requires_grad_()
-
-
-def _interleave(runs: dict[tuple[str, str], Callable[[], object]], rounds: int) -> dict[tuple[str, str], float]:
-    """The median seconds of each, over the rounds in which dense was at its rate."""
-    for run in runs.values():
-        run()
-    # Small layers several times in a row: one call takes less time than what an interruption adds to it.
-    repeats = max(1, round(_LEAST_SECONDS / timed(runs["", "dense"])))
-    seconds: list[dict[tuple[str, str], float]] = []
-    for times in islice(rounds_of(runs, repeats), 4 * rounds):
-        seconds.append(times)
-        best = min(times["", "dense"] for times in seconds)
-        calm = [times for times in seconds if times["", "dense"] <= best / _BUSY]
-        if len(calm) >= rounds:
-            return {key: statistics.median(times[key] for times in calm) for key in runs}
-    raise RuntimeError("dense never kept its rate: this machine is too busy to measure on")
 
 
 def main() -> None:

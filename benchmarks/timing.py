@@ -2,14 +2,19 @@
 
 import os
 import random
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import TypeVar
 
 import torch
 
 Key = TypeVar("Key")
+
+_BUSY = 0.85
+_LEAST_SECONDS = 0.05
 
 _ENVIRONMENT = {
     # glibc maps outputs beyond 32 MiB anew at every call and gives freed memory back; the page faults then dominate.
@@ -36,6 +41,26 @@ def rounds_of(runs: Mapping[Key, Callable[[], object]], repeats: int = 1) -> Ite
     while True:
         random.shuffle(order)
         yield {key: timed(runs[key], repeats) for key in order}
+
+
+def calm_medians(runs: Mapping[Key, Callable[[], object]], anchor: Key, rounds: int) -> dict[Key, float]:
+    """The median seconds of each run, over the rounds in which ``anchor`` was at 85% of its best rate or above.
+
+    Raises:
+        RuntimeError: there were too few such rounds.
+    """
+    for run in runs.values():
+        run()
+    # Small ones several times in a row: one call takes less time than what an interruption adds to it.
+    repeats = max(1, round(_LEAST_SECONDS / timed(runs[anchor])))
+    seconds: list[dict[Key, float]] = []
+    for times in islice(rounds_of(runs, repeats), 4 * rounds):
+        seconds.append(times)
+        best = min(times[anchor] for times in seconds)
+        calm = [times for times in seconds if times[anchor] <= best / _BUSY]
+        if len(calm) >= rounds:
+            return {key: statistics.median(times[key] for times in calm) for key in runs}
+    raise RuntimeError(f"{anchor} never kept its rate: this machine is too busy to measure on")
 
 
 def timed(run: Callable[[], object], repeats: int = 1) -> float:

@@ -29,7 +29,7 @@ def search(**fields: Any) -> dict[str, Any]:
         "runner_id": "0123456789ab",
         "progress": progress,
         "last_event": 3,
-        "spec": {"name": "first", "budget": budget},
+        "spec": {"name": "first", "budget": budget, "proxy": {"kind": "char_lm"}},
         "fidelity": "unmeasured",
         "created_at": "2026-01-01T00:00:00Z",
         "started_at": "2026-01-01T00:00:00Z",
