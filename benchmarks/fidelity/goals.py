@@ -67,9 +67,10 @@ def _random_text(found: Finding) -> Iterator[Goal]:
 
 def _control(name: str) -> GoalsOf:
     def rejected(found: Finding) -> Iterator[Goal]:
+        why = f"Spearman {_truth(found):.2f}, compute apart by a factor of {found['compute_spread']:.1f}"
         yield Goal(
             what=f"{name}: the check of truth refuses it",
-            measured="accepted" if found["truthful"] else f"refused: {_truth(found):.2f}",
+            measured=f"{'accepted' if found['truthful'] else 'refused'}: {why}",
             bound="refused",
             is_met=not found["truthful"],
         )
@@ -90,6 +91,7 @@ _GOALS: Mapping[str, GoalsOf] = {
     "random against text": _random_text,
     "control: fixed width": _control("one width for all"),
     "control: equal steps": _control("equal steps"),
+    "control: equal steps, random structures": _control("equal steps, random structures"),
     "the papers' order": _multipliers,
 }
 """By the names of the studies."""

@@ -13,7 +13,7 @@ TASK: Mapping[str, Any] = {"kind": "regression", "teacher_seed": SEED, "batch_si
 
 STANDARD = {**TASK, "dense_width": 22, "train_flops": 7e10}
 SCREENING = {**TASK, "dense_width": 16, "train_flops": 2e10}
-MIDDLE = {**TASK, "dense_width": 19, "train_flops": 4e10}
+MIDDLE = {**TASK, "batch_size": 1024, "dense_width": 21, "train_flops": 6e10}
 LARGE = {**TASK, "dense_width": 31, "train_flops": 2.8e11}
 """What the order at the standard compute is compared with: four times as much."""
 
@@ -43,6 +43,15 @@ STUDIES: tuple[Mapping[str, Any], ...] = (
         scoring="equal_steps",
     ),
     _fidelity("control: fixed width", {**STANDARD, "width": 64}, replicates=4, reference=LARGE, neighbours=False),
+    _fidelity(
+        "control: equal steps, random structures",
+        {**MIDDLE, "width": 64},
+        replicates=3,
+        structures=RANDOM,
+        reference_replicates=1,
+        neighbours=False,
+        scoring="equal_steps",
+    ),
     _fidelity("standard against text", STANDARD, replicates=4, reference=TEXT, reference_replicates=3),
     _fidelity("random against text", MIDDLE, replicates=3, structures=RANDOM, reference=TEXT, neighbours=False),
     _tuned("dense or BTT", structures=[asdict(NAMED["monarch"]), asdict(NAMED["btt"])], replicates=8),

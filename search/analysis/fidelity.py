@@ -27,6 +27,8 @@ def analyse(study: FidelityStudy, measured: Mapping[str, Sequence[Measured]]) ->
     against = correlation(_means(losses_SR), truth_S)
     seconds = [run.cpu_seconds for run in runs]
     structures = _structures(study, runs, losses_SR, truth_S, neighbours)
+    compute = [run.train_flops for run in runs]
+    spread = max(compute) / min(compute)
     return Fidelity(
         structures=structures,
         between_seeds=agreement(losses_SR),
@@ -37,9 +39,10 @@ def analyse(study: FidelityStudy, measured: Mapping[str, Sequence[Measured]]) ->
         single_against_reference=fmean(spearman(losses_S, truth_S) for losses_S in losses_SR.T),
         top_overlap=top_overlap(losses_SR, _BEST),
         sd=_pooled([each.sd for each in structures if each.sd is not None]),
+        compute_spread=spread,
         cpu_seconds=fmean(seconds),
         highest_cpu_seconds=max(seconds),
-        truthful=against.spearman.value >= Fidelity.TRUTHFUL,
+        truthful=against.spearman.value >= Fidelity.TRUTHFUL and spread <= Fidelity.EQUAL_COMPUTE,
     )
 
 

@@ -28,7 +28,7 @@ class Regression(MLPSettings):
     base_width: Whole = 64
     input_lr_mult: Number = 1.0
 
-    SHIPPED_LR: ClassVar[float] = 5e-3
+    SHIPPED_LR: ClassVar[float] = 3.5e-3
 
     __pydantic_config__: ClassVar = NAMED_BY_KIND
 

@@ -19,7 +19,8 @@ class Calibration(StudySettings):
     """Train the dense model of the proxy's ``base_width`` at several learning rates and warm-ups.
 
     By default the rates are an eighth to eight times the one that comes along for the proxy's default settings, in steps
-    of two. The calibration serves every proxy that differs in size, budget, learning rate and options of its layers alone.
+    of two. Every run sees as many examples as the proxy's own dense model, because a rate that is best early is too high
+    later. The calibration serves every proxy that differs in size, budget, learning rate and options of its layers alone.
     """
 
     kind: Literal["calibration"] = "calibration"
@@ -54,14 +55,17 @@ class Calibration(StudySettings):
 
     def parts(self) -> Mapping[str, Part]:
         """One for each warm-up: the rates, once for each replicate."""
+        proxy = self.subject
+        width = proxy.nearest_width(proxy.base_width)
+        train_flops = proxy.train_flops * proxy.cost(NAMED["dense"], width).macs / proxy.dense_macs
         runs = tuple(
-            Run(theta=NAMED["dense"], width=self.proxy.nearest_width(self.proxy.base_width), base_lr=rate)
+            Run(theta=NAMED["dense"], width=width, base_lr=rate, train_flops=train_flops)
             for _ in range(self.replicates)
             for rate in self.rates
         )
         return {
             f"warm-up of {steps} steps": Part(
-                proxy=replace(self.subject, base_lr=self.rates[0], warmup_steps=steps), runs=runs, seed=self.seed
+                proxy=replace(proxy, base_lr=self.rates[0], warmup_steps=steps), runs=runs, seed=self.seed
             )
             for steps in self.warmup_steps
         }
@@ -79,7 +83,8 @@ class SweepPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibrated:
-    """What a calibration has found: the rate and warm-up with the lowest mean loss, and the sweep.
+    """What a calibration has found: the rate and warm-up with the lowest mean loss, the rate interpolated between those of
+    the sweep, the lowest loss in it, and the sweep.
 
     ``bracketed``: a lower and a higher rate were tried and did worse.
     """

@@ -117,8 +117,10 @@ class Fidelity:
     ``between_budgets``: the order at a quarter of the compute against the order at its end. ``between_widths``: the order
     among narrower models against that among wider ones. ``against_reference``: the order of the means against the truth;
     ``single_against_reference``: of a single trial each, on average. ``top_overlap``: how many of the best four are among
-    the best four from every seed. ``sd``: of the log of the loss, between seeds. ``truthful``: whether the order of the
-    means agrees with the truth at least as well as ``TRUTHFUL`` says.
+    the best four from every seed. ``sd``: of the log of the loss, between seeds. ``compute_spread``: the most training FLOPs
+    that a structure had, over the least. ``truthful``: whether the order of the means agrees with the truth at least as well
+    as ``TRUTHFUL`` says, and comes from equal compute: an order in which more compute wins may be the true one for some
+    structures, by luck.
     """
 
     kind: Literal["fidelity_study"] = "fidelity_study"
@@ -131,12 +133,16 @@ class Fidelity:
     single_against_reference: float
     top_overlap: int
     sd: float
+    compute_spread: float = 1.0
     cpu_seconds: float
     highest_cpu_seconds: float
     truthful: bool
 
     TRUTHFUL: ClassVar[float] = 0.75
     """The lowest Spearman against the reference that counts as truthful."""
+
+    EQUAL_COMPUTE: ClassVar[float] = 1.1
+    """The highest spread that counts as equal compute."""
 
 
 def reference_of(proxy: ProxySpec) -> ProxySpec:

@@ -68,6 +68,13 @@ class TestFidelity:
         assert found.against_reference.spearman.value < 0.5
         assert not found.truthful
 
+    def test_rejects_unequal_compute_whatever_the_order(self) -> None:
+        study = FidelityStudy(name="x", proxy=replace(PROXY, width=64), neighbours=False, scoring="equal_steps")
+        found = fidelity.analyse(study, World(lambda theta, *_: 1 / worth(theta)).measure(study))
+        assert found.against_reference.spearman.value == pytest.approx(1)
+        assert found.compute_spread > 2
+        assert not found.truthful
+
     def test_knows_which_width_is_the_best_one(self) -> None:
         study = replace(self.STUDY, proxy=replace(PROXY, dense_width=96))
         found = fidelity.analyse(study, World(sized).measure(study))
@@ -93,13 +100,23 @@ class TestFidelity:
 class TestCalibration:
     STUDY = Calibration(name="x", proxy=PROXY)
 
-    @pytest.mark.parametrize(("best", "bracketed"), [(5e-3, True), (5e-3 / 8, False)])
-    def test_finds_the_best_rate_and_whether_it_lies_inside(self, best: float, bracketed: bool) -> None:
-        world = World(lambda theta, cost, compute, rate: 1 + math.log(rate / best) ** 2, run_sd=0.01)
+    @pytest.mark.parametrize("best", [5e-3, 3.6e-3, 2e-3, 6.6e-3])
+    def test_finds_the_best_rate_also_between_those_that_were_tried(self, best: float) -> None:
+        world = World(lambda theta, cost, compute, rate: math.exp(0.1 * math.log(rate / best) ** 2))
         found = calibration.analyse(self.STUDY, world.measure(self.STUDY))
         assert found.base_lr == pytest.approx(best)
-        assert (found.bracketed, found.warmup_steps) == (bracketed, 50)
+        assert (found.bracketed, found.warmup_steps) == (True, 50)
         assert [len(point.losses) for point in found.sweep] == [2] * 7
+
+    def test_finds_about_the_best_rate_in_noise(self) -> None:
+        world = World(lambda theta, cost, compute, rate: math.exp(0.1 * math.log(rate / 3.6e-3) ** 2), run_sd=0.01)
+        found = [calibration.analyse(self.STUDY, world.measure(self.STUDY, seed)).base_lr for seed in range(20)]
+        assert all(2.4e-3 < rate < 5.4e-3 for rate in found)
+
+    def test_says_when_the_best_rate_is_the_last_that_was_tried(self) -> None:
+        world = World(lambda theta, cost, compute, rate: 1 + math.log(rate / (5e-3 / 8)) ** 2)
+        found = calibration.analyse(self.STUDY, world.measure(self.STUDY))
+        assert (found.base_lr, found.bracketed) == (pytest.approx(5e-3 / 8), False)
 
     def test_does_not_choose_a_rate_that_diverged_once(self) -> None:
         world = World(lambda theta, cost, compute, rate: 1 / rate if rate < 0.008 else math.inf)

@@ -132,6 +132,14 @@ class TestCalibration:
         for spec in searches.values():
             assert {(run.theta, run.width) for run in runs_of(spec).runs} == {(NAMED["dense"], 33)}
 
+    def test_shows_every_run_as_many_examples_as_the_dense_model_of_the_proxy_sees(self) -> None:
+        proxy = Regression(train_flops=1e10, dense_width=20, base_width=64)
+        study = Calibration(name="x", proxy=proxy)
+        for run in runs_of(study.searches()["warm-up of 50 steps"]).runs:
+            on = run.on(proxy)
+            steps = on.num_steps(on.cost(NAMED["dense"], 64).macs)
+            assert steps == proxy.num_steps(proxy.dense_macs)
+
 
 class TestScalingStudy:
     def test_always_has_dense_to_compare_with(self) -> None:
