@@ -138,7 +138,9 @@ def _intervals(candidates: Sequence[Candidate]) -> Callable[[float, Sequence[flo
     )
 
     def interval(value: float, drawn: Sequence[float]) -> Estimate:
-        low, high = np.quantile(np.log(drawn), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]) - math.log(value)
+        # Weibull's places: by the usual ones, fewer than 95% of new draws fall between the quantiles of a hundred.
+        ends = [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2]
+        low, high = np.quantile(np.log(drawn), ends, method="weibull") - math.log(value)
         return Estimate(
             value=value, low=value * math.exp(wider * min(0.0, low)), high=value * math.exp(wider * max(0.0, high))
         )
