@@ -38,7 +38,7 @@ def analyse(study: ScalingStudy, measured: Mapping[str, Sequence[Measured]]) -> 
     levels_K = levels_below(most * study.proxy.train_flops, least * study.proxy.train_flops)
     found = {
         theta: candidates_of(runs, levels_K)
-        for theta, runs in by_structure([*measured["dense"], *measured.get("structures", ())]).items()
+        for theta, runs in by_structure([*measured.get("dense", ()), *measured.get("structures", ())]).items()
     }
     dense = DenseFrontier(points=frontier_of(found[study.thetas[0]], levels_K))
     structures = []

@@ -12,20 +12,29 @@ _CARRIED = frozenset({"dense_width", "width", "train_flops", "base_lr", "warmup_
 at a constant rate; the rest of them is what a calibration finds."""
 
 
+_LATER = frozenset({"base_depth", "data_seed", "head_aligned_rank", "mixture"})
+"""Options that there were not from the beginning: where one is not asked for, a proxy is what it was before, so that what
+was measured then still counts."""
+
+
 def digest(proxy: ProxySpec) -> str:
     """The same for two proxies if and only if all of their settings are."""
-    return fingerprint(asdict(proxy))
+    return fingerprint(_settings(proxy))
 
 
 def task_digest(proxy: ProxySpec) -> str:
     """The same for two proxies that differ at most in size, budget and learning rate: one calibration serves both, and
     the losses of both are losses of one kind."""
-    return fingerprint({name: value for name, value in asdict(proxy).items() if name not in _CARRIED})
+    return fingerprint({name: value for name, value in _settings(proxy).items() if name not in _CARRIED})
 
 
 def is_shipped(proxy: ProxySpec) -> bool:
     """Whether its rate is tuned on the model of the default settings, for which a calibrated one comes along."""
     return task_digest(proxy.tuned_on) == task_digest(type(proxy)())
+
+
+def _settings(proxy: ProxySpec) -> dict[str, object]:
+    return {name: value for name, value in asdict(proxy).items() if value is not None or name not in _LATER}
 
 
 def fingerprint(settings: Mapping[str, object]) -> str:

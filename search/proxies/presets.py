@@ -53,12 +53,12 @@ def _quick(proxy: ProxySettings) -> Preset:
 _ALL = (
     Preset(
         name="screening",
-        about="A few CPU-seconds a trial: many structures, coarsely. Measure it with a fidelity study.",
+        about="A few CPU-seconds a trial: many structures, coarsely. Measured on another teacher: docs/fidelity.md.",
         proxy=Regression(dense_width=16, batch_size=512, train_flops=2e10, base_lr=3.5e-3),
     ),
     Preset(
         name="standard",
-        about="About ten CPU-seconds a trial: the order of structures that are close. Measure it with a fidelity study.",
+        about="About ten CPU-seconds a trial, for structures that are close. Measured on another teacher: docs/fidelity.md.",
         proxy=Regression(dense_width=22, batch_size=512, train_flops=7e10, base_lr=3.5e-3),
     ),
     _quick(CharLM(dense_width=16, train_flops=1e10)),
