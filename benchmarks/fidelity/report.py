@@ -17,8 +17,8 @@ Made by `make fidelity` (it goes on where it was interrupted), on {machine}. See
 not those of the measurements that the recipe came from. **This is the second whole run on them, and not independent of the
 first**: after that one, on the same teacher, seeds and structures, calibrations were changed (ADR 12), the random structures
 got another batch and budget, the check of truth got its rule of equal compute because equal steps had passed by
-ranks alone, and the ends of the intervals of laws were placed anew, judged by the same 100 draws. What kept its bound only now
-wants another teacher and other seeds to be believed.
+ranks alone, and the ends of the intervals of laws were placed anew, judged by the same 100 draws. What kept its
+bound only now wants another teacher and other seeds to be believed.
 
 Every number is from trials of the service itself; intervals are 95%, over structures for rank
 correlations (bootstrap) and over seeds for multipliers (Student's t, the noise of the dense baseline included). The Spearman
