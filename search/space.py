@@ -1,11 +1,14 @@
 """Regions of the space of structures, and the unit cube that samplers see of each.
 
-A subspace has as many coordinates as degrees of freedom, so no direction of the cube is redundant. Three exponents that
-sum to 1 are two coordinates by stick breaking, uniform on the simplex. The rank exponent is stretched over its
-non-degenerate range, 0 to min(alpha, epsilon): beyond it a structure costs as much as dense.
+A theta has five degrees of freedom: gamma, how the rest of the input is split between alpha and beta, phi, how the rest of
+the output is split between delta and epsilon, and the rank. A point of the cube says each of them once: a theta and its swap,
+which are the same operators, are one point, because beta never exceeds alpha before the canonical form is taken. A subspace
+keeps some of the five free and the others on a face.
+
+The named designs lie on faces, which a uniform draw from the inside never meets. So a fifth of a coordinate belongs to each
+face (``FACE``): within it nothing changes, and a sampler that likes a face finds it without hitting a point exactly.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +18,9 @@ from einlayers.theta import Theta
 
 Unit = tuple[float, ...]
 """A point of the unit cube."""
+
+FACE = 0.2
+"""The part of a coordinate that belongs to a face: its probability under a uniform draw."""
 
 
 class Subspace(Protocol):
@@ -30,99 +36,127 @@ class Subspace(Protocol):
         ...
 
     def to_unit(self, theta: Theta) -> Unit | None:
-        """The point of a theta, or None where the theta lies outside of this region."""
+        """A point of a theta, the middle of every face that it lies on; None where it lies outside of this region."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Full:
-    """Every theta: two simplices and the rank exponent."""
+class _Coordinate:
+    """A share in [0, 1] as a coordinate, a part of which belongs to the share 0, and a part to the share 1."""
 
-    num_coordinates: int = 5
+    zero: float = 0.0
+    one: float = 0.0
 
-    def to_theta(self, unit: Unit) -> Theta:
-        """The canonical theta at a point of the 5-cube."""
-        inputs, outputs = _from_stick(unit[0], unit[1]), _from_stick(unit[2], unit[3])
-        theta = _theta(alpha=inputs[0], beta=inputs[1], delta=outputs[0], epsilon=outputs[1]).canonical()
-        return _with_rank(theta, unit[4])
+    def to_share(self, u: float) -> float:
+        return min(1.0, max(0.0, (u - self.zero) / (1 - self.zero - self.one)))
 
-    def to_unit(self, theta: Theta) -> Unit | None:
-        """The point of any non-degenerate theta, in its canonical form."""
-        canonical = _canonical(theta)
-        rank = _rank_coordinate(canonical)
-        if rank is None:
-            return None
-        return (*_to_stick(canonical.alpha, canonical.beta), *_to_stick(canonical.delta, canonical.epsilon), rank)
+    def to_unit(self, share: float) -> float:
+        if share < _ZERO:
+            return self.zero / 2
+        if share > 1 - _ZERO:
+            return 1 - self.one / 2
+        return self.zero + share * (1 - self.zero - self.one)
 
 
-@dataclass(frozen=True, slots=True)
-class Btt:
-    """Block Tensor-Train: beta = delta = 0, any block sizes, any rank (2406.06248, section 3)."""
-
-    num_coordinates: int = 3
-
-    def to_theta(self, unit: Unit) -> Theta:
-        """The theta with alpha, epsilon and the rank share as coordinates."""
-        return _with_rank(_theta(alpha=unit[0], epsilon=unit[1]), unit[2])
-
-    def to_unit(self, theta: Theta) -> Unit | None:
-        """The point of a theta with beta = delta = 0."""
-        canonical = _canonical(theta)
-        rank = _rank_coordinate(canonical)
-        if rank is None or max(canonical.beta, canonical.delta) > _ZERO:
-            return None
-        return (canonical.alpha, canonical.epsilon, rank)
+_COORDINATES: Mapping[str, _Coordinate] = {
+    "gamma": _Coordinate(zero=FACE),
+    "beta": _Coordinate(zero=FACE),
+    "phi": _Coordinate(zero=FACE),
+    "delta": _Coordinate(zero=FACE, one=FACE),
+    "rank": _Coordinate(zero=FACE),
+}
+"""In the order of the cube. ``beta``: of alpha and beta, as a share of one half; ``delta``: of delta and epsilon; ``rank``: of
+the range of rho without degeneration, up to min(alpha, epsilon), beyond which a structure costs as much as dense."""
 
 
 @dataclass(frozen=True, slots=True)
-class LowRank:
-    """Low rank: alpha = epsilon = 1, the rank exponent alone."""
+class Region:
+    """The thetas in which only these coordinates are free and the others 0; ``full_rank``: with psi = 1, where beta and delta
+    are 0."""
+
+    free: tuple[str, ...]
+    full_rank: bool = False
+
+    @property
+    def num_coordinates(self) -> int:
+        """As many as are free."""
+        return len(self.free)
+
+    def to_theta(self, unit: Unit) -> Theta:
+        """The canonical theta at a point of the cube."""
+        shares = {name: _COORDINATES[name].to_share(u) for name, u in zip(self.free, unit, strict=True)}
+        gamma, phi = shares.get("gamma", 0.0), shares.get("phi", 0.0)
+        beta, delta = (1 - gamma) * shares.get("beta", 0.0) / 2, (1 - phi) * shares.get("delta", 0.0)
+        theta = Theta(
+            alpha=1 - gamma - beta,
+            beta=beta,
+            gamma=gamma,
+            delta=delta,
+            epsilon=max(0.0, 1 - phi - delta),
+            phi=phi,
+            rho=0,
+        ).canonical()
+        low, high = self._ranks(theta)
+        return Theta.of((*theta.exponents[:-1], low + (high - low) * shares.get("rank", 0.0)))
+
+    def to_unit(self, theta: Theta) -> Unit | None:
+        """A point of any theta in this region, in its canonical form or not."""
+        theta = _canonical_form(theta.exponents)
+        low, high = self._ranks(theta)
+        if not low - _ZERO <= theta.rho <= high + _ZERO:
+            return None
+        rank = _share(theta.rho - low, high - theta.rho)
+        if theta.beta > theta.alpha:
+            theta = theta.swapped()
+        shares = {
+            "gamma": theta.gamma,
+            "beta": 2 * _share(theta.beta, theta.alpha),
+            "phi": theta.phi,
+            "delta": _share(theta.delta, theta.epsilon),
+            "rank": rank,
+        }
+        if any(share > _ZERO for name, share in shares.items() if name not in self.free):
+            return None
+        return tuple(_COORDINATES[name].to_unit(shares[name]) for name in self.free)
+
+    def _ranks(self, theta: Theta) -> tuple[float, float]:
+        """The least and the greatest rho: the rank of a BTT is full from gamma + phi + rho = 1 (2410.02117, section 4)."""
+        high = min(theta.alpha, theta.epsilon)
+        return (min(high, max(0.0, theta.alpha - theta.phi)) if self.full_rank else 0.0), high
+
+
+@dataclass(frozen=True, slots=True)
+class Monarch:
+    """Monarch by the number of its blocks, d ** gamma from 1 to the root of d, the one coordinate (2204.00595, 3.1)."""
 
     num_coordinates: int = 1
 
     def to_theta(self, unit: Unit) -> Theta:
-        """The low-rank theta of rank exponent ``unit[0]``."""
-        return _with_rank(_theta(alpha=1.0, epsilon=1.0), unit[0])
+        """The theta with this gamma, and the rank that fills its blocks."""
+        gamma = unit[0] / 2
+        return Theta(
+            alpha=1 - gamma, beta=0, gamma=gamma, delta=0, epsilon=1 - gamma, phi=gamma, rho=1 - 2 * gamma
+        ).canonical()
 
     def to_unit(self, theta: Theta) -> Unit | None:
-        """The point of a theta with alpha = epsilon = 1."""
-        canonical = _canonical(theta)
-        return (canonical.rho,) if min(canonical.alpha, canonical.epsilon) > 1 - _ZERO else None
-
-
-@dataclass(frozen=True, slots=True)
-class TensorTrain:
-    """Two-core Tensor-Train, gamma = phi = 0; rank exponent 0 is Kronecker."""
-
-    num_coordinates: int = 3
-
-    def to_theta(self, unit: Unit) -> Theta:
-        """The theta with the shares alpha and epsilon and the rank share as coordinates."""
-        theta = _theta(alpha=unit[0], beta=1 - unit[0], delta=1 - unit[1], epsilon=unit[1]).canonical()
-        return _with_rank(theta, unit[2])
-
-    def to_unit(self, theta: Theta) -> Unit | None:
-        """The point of a theta with gamma = phi = 0."""
-        canonical = _canonical(theta)
-        rank = _rank_coordinate(canonical)
-        if rank is None or max(canonical.gamma, canonical.phi) > _ZERO:
-            return None
-        return (canonical.alpha, canonical.epsilon, rank)
+        """The point of a theta with dense blocks, as many in either factor."""
+        theta = _canonical_form(theta.exponents)
+        off = max(theta.beta, theta.delta, abs(theta.gamma - theta.phi), abs(theta.rho - (1 - 2 * theta.gamma)))
+        return None if off > _ZERO else (min(1.0, 2 * theta.gamma),)
 
 
 SUBSPACES: Mapping[str, Subspace] = {
-    "full": Full(),
-    "btt": Btt(),
-    "low-rank": LowRank(),
-    "tensor-train": TensorTrain(),
+    "full": Region(("gamma", "beta", "phi", "delta", "rank")),
+    "btt": Region(("gamma", "phi", "rank")),
+    "full-rank-btt": Region(("gamma", "phi", "rank"), full_rank=True),
+    "low-rank": Region(("rank",)),
+    "kronecker": Region(("beta", "delta")),
+    "tensor-train": Region(("beta", "delta", "rank")),
+    "monarch": Monarch(),
 }
 """The regions that a search can name."""
 
 _ZERO = 1e-9
-
-
-def _canonical(theta: Theta) -> Theta:
-    return _canonical_form(theta.exponents)
 
 
 @lru_cache(maxsize=65536)
@@ -132,32 +166,7 @@ def _canonical_form(exponents: tuple[float, ...]) -> Theta:
     return Theta.of(exponents).canonical().normalised()
 
 
-def _theta(
-    *, alpha: float = 0.0, beta: float = 0.0, delta: float = 0.0, epsilon: float = 0.0, rho: float = 0.0
-) -> Theta:
-    """A theta whose gamma and phi are what the other exponents leave."""
-    gamma, phi = max(0.0, 1 - alpha - beta), max(0.0, 1 - delta - epsilon)
-    return Theta(alpha=alpha, beta=beta, gamma=gamma, delta=delta, epsilon=epsilon, phi=phi, rho=rho)
-
-
-def _with_rank(theta: Theta, share: float) -> Theta:
-    rho = share * min(theta.alpha, theta.epsilon)
-    return Theta.of((*theta.exponents[:-1], rho))
-
-
-def _rank_coordinate(theta: Theta) -> float | None:
-    limit = min(theta.alpha, theta.epsilon)
-    if theta.rho > limit + _ZERO:
-        return None
-    return min(1.0, theta.rho / limit) if limit > _ZERO else 0.0
-
-
-def _from_stick(u: float, v: float) -> tuple[float, float]:
-    """Two of three shares, uniform on the simplex for uniform (u, v)."""
-    first = 1 - math.sqrt(u)
-    return first, (1 - first) * v
-
-
-def _to_stick(first: float, second: float) -> tuple[float, float]:
-    rest = 1 - first
-    return rest * rest, min(1.0, second / rest) if rest > _ZERO else 0.0
+def _share(part: float, other: float) -> float:
+    """``part`` of what both are, in [0, 1]; 0 where there is nothing to share."""
+    whole = part + other
+    return min(1.0, max(0.0, part / whole)) if whole > _ZERO else 0.0

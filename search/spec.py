@@ -15,7 +15,7 @@ from search.proxies.registry import ProxySpec
 from search.proxies.shapes import ModelCost
 from search.space import SUBSPACES
 
-SubspaceName = Literal["full", "btt", "low-rank", "tensor-train"]
+SubspaceName = Literal["full", "btt", "full-rank-btt", "low-rank", "kronecker", "tensor-train", "monarch"]
 SeedName = Literal["dense", "low-rank", "kronecker", "tensor-train", "monarch", "btt"]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.fidelity.studies import SEED
 from einlayers.theta import NAMED
 from search.analysis import scaling
 from search.proxies.regression import Regression
@@ -51,7 +52,7 @@ def coverage(kept: Path) -> Mapping[str, int]:
 
 
 def _hits(draw: int) -> Hits:
-    _, structure = scaling.analyse(_STUDY, _WORLD.measure(_STUDY, draw)).structures
+    _, structure = scaling.analyse(_STUDY, _WORLD.measure(_STUDY, SEED + draw)).structures
     law = structure.size_law
     assert law is not None, "five widths are enough for it"
     multiplier = structure.multipliers[-1]

@@ -53,10 +53,10 @@ def _structures(
     truth_S: Losses,
     neighbours: Sequence[Measured] | None,
 ) -> tuple[StructureFidelity, ...]:
-    num = len(study.thetas)
+    num = len(runs) // study.replicates
     return tuple(
         StructureFidelity(
-            theta=theta,
+            theta=runs[s].run.theta,
             width=runs[s].width,
             loss=_finite(losses_SR[s].mean()),
             sd=_finite(np.log(losses_SR[s]).std(ddof=1)) if np.isfinite(losses_SR[s]).all() else None,
@@ -64,7 +64,7 @@ def _structures(
             cpu_seconds=fmean(run.cpu_seconds for run in runs[s::num]),
             bracketed=_is_best(losses_SR[s].mean(), neighbours[2 * s : 2 * s + 2]) if neighbours else None,
         )
-        for s, theta in enumerate(study.thetas)
+        for s in range(num)
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from einlayers.theta import Theta
+from einlayers.theta import NAMED, Theta
 from search.checks import Whole, check_whole
 from search.space import SUBSPACES
 
@@ -30,7 +30,8 @@ REFERENCE_SET: tuple[Theta, ...] = tuple(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomStructures:
-    """Structures drawn evenly from the coordinates of the full space, a stated number from a stated seed."""
+    """Structures drawn evenly from the coordinates of the full space, a stated number from a stated seed; all of them
+    different, and none of them dense."""
 
     count: Whole
     seed: Whole = 0
@@ -43,6 +44,10 @@ class RandomStructures:
 
     def __iter__(self) -> Iterator[Theta]:
         draw, full = random.Random(self.seed), SUBSPACES["full"]
-        for _ in range(self.count):
+        drawn = {NAMED["dense"]}
+        while len(drawn) <= self.count:
             # To four digits, so that what is drawn can be written down.
-            yield full.to_theta(tuple(round(draw.random(), 4) for _ in range(full.num_coordinates)))
+            theta = full.to_theta(tuple(round(draw.random(), 4) for _ in range(full.num_coordinates)))
+            if theta not in drawn:
+                drawn.add(theta)
+                yield theta

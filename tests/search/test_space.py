@@ -1,13 +1,14 @@
 import math
+import random
 from itertools import product
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from einlayers.taxonomy import classify
+from einlayers.taxonomy import classify, taxonomy
 from einlayers.theta import NAMED, Theta
-from search.space import SUBSPACES, Subspace, Unit
+from search.space import FACE, SUBSPACES, Subspace, Unit
 from tests import strategies
 
 ROUND_TRIP = 1.1e-9
@@ -16,14 +17,23 @@ ROUND_TRIP = 1.1e-9
 NAMES = list(SUBSPACES)
 FAMILIES = {
     "btt": {"btt", "monarch", "low-rank", "dense"},
+    "full-rank-btt": {"btt", "monarch", "low-rank", "dense"},
     "low-rank": {"low-rank"},
+    "kronecker": {"kronecker", "low-rank", "dense"},
     "tensor-train": {"tensor-train", "kronecker", "low-rank", "dense"},
+    "monarch": {"monarch", "low-rank"},
 }
 
 units = st.tuples(*[st.floats(0, 1, allow_subnormal=False)] * 5)
 """Points of a cube with as many coordinates as any subspace has; each takes the first that it needs."""
 
 named = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[Theta]:
+    draw, full = random.Random(0), SUBSPACES["full"]
+    return [full.to_theta(tuple(draw.random() for _ in range(full.num_coordinates))) for _ in range(4000)]
 
 
 @pytest.fixture
@@ -99,8 +109,11 @@ class TestToUnit:
         [
             ("full", {"dense", "low-rank", "kronecker", "tensor-train", "monarch", "btt"}),
             ("btt", {"dense", "low-rank", "monarch", "btt"}),
+            ("full-rank-btt", {"dense", "monarch", "btt"}),
             ("low-rank", {"low-rank"}),
+            ("kronecker", {"kronecker"}),
             ("tensor-train", {"low-rank", "kronecker", "tensor-train"}),
+            ("monarch", {"monarch"}),
         ],
     )
     def test_places_the_known_designs_inside_and_nothing_else(self, name: str, inside: set[str]) -> None:
@@ -138,17 +151,44 @@ class TestSubspaces:
         assert {name: subspace.num_coordinates for name, subspace in SUBSPACES.items()} == {
             "full": 5,
             "btt": 3,
+            "full-rank-btt": 3,
             "low-rank": 1,
+            "kronecker": 2,
             "tensor-train": 3,
+            "monarch": 1,
         }
 
-    def test_draw_the_simplex_uniformly(self) -> None:
-        # Of the uniform simplex, the share of points whose gamma exceeds t is (1 - t) ** 2; swapping leaves gamma alone.
-        steps = [(i + 0.5) / 60 for i in range(60)]
-        gammas = [SUBSPACES["full"].to_theta((u, v, 0.5, 0.5, 0.5)).gamma for u, v in product(steps, steps)]
-        for t in (0.1, 0.3, 0.5, 0.8):
-            share = sum(gamma > t for gamma in gammas) / len(gammas)
-            assert share == pytest.approx((1 - t) ** 2, abs=0.01)
+    @given(unit=units)
+    def test_with_full_rank_have_no_theta_without(self, unit: Unit) -> None:
+        group = taxonomy(_theta("full-rank-btt", unit))
+        assert (group.omega, group.psi) == (0, 1)
+
+    @given(unit=units)
+    def test_of_the_full_space_never_show_a_structure_twice(self, unit: Unit) -> None:
+        # Inside, away from the faces, the map has an inverse: no two points are the same operators.
+        inside = tuple(FACE + 0.01 + u * (0.98 - 2 * FACE) for u in unit)
+        back = SUBSPACES["full"].to_unit(_theta("full", inside))
+        assert back == pytest.approx(inside, abs=1e-6)
+
+
+class TestFaces:
+    """What a search of random points meets."""
+
+    @pytest.mark.parametrize("name", ["btt", "full-rank-btt", "tensor-train", "kronecker", "low-rank"])
+    def test_hold_every_named_family_with_positive_probability(self, name: str, drawn: list[Theta]) -> None:
+        assert any(SUBSPACES[name].to_unit(theta) is not None and not theta.is_dense for theta in drawn)
+
+    def test_hold_a_btt_as_often_as_their_size_says(self, drawn: list[Theta]) -> None:
+        share = sum(max(theta.beta, theta.delta) == 0 and not theta.is_dense for theta in drawn) / len(drawn)
+        assert share == pytest.approx(FACE * FACE, abs=0.01)
+
+    def test_leave_the_inside_its_share(self, drawn: list[Theta]) -> None:
+        share = sum(min(theta.exponents) > 0 for theta in drawn) / len(drawn)
+        assert share == pytest.approx((1 - FACE) ** 4 * (1 - 2 * FACE), abs=0.025)
+
+    def test_are_placed_in_their_middle(self) -> None:
+        assert SUBSPACES["btt"].to_unit(NAMED["btt"]) == pytest.approx((FACE + 0.5 * (1 - FACE),) * 3)
+        assert SUBSPACES["full"].to_unit(NAMED["kronecker"]) == pytest.approx((FACE / 2, 1, FACE / 2, 0.5, FACE / 2))
 
 
 def _theta(name: str, unit: Unit) -> Theta:

@@ -112,12 +112,17 @@ class TestStructures:
         assert sum(group.psi < 1 for group in groups) >= 2
         assert sum(group.omega > 0 for group in groups) >= 2
 
+    def test_drawn_are_all_different_and_none_is_dense(self) -> None:
+        drawn = set(RandomStructures(count=500, seed=0))
+        assert len(drawn) == 500
+        assert not any(theta.is_dense for theta in drawn)
+
     def test_drawn_from_a_seed_are_the_same_for_ever(self) -> None:
         drawn = list(RandomStructures(count=5, seed=1))
         assert drawn == list(RandomStructures(count=5, seed=1))
         assert drawn != list(RandomStructures(count=5, seed=2))
-        assert all(theta == theta.canonical() for theta in drawn)
-        assert str(drawn[0]) == "(0.633|0.311|0.0559|0.126|0.223|0.651|0.11)"
+        assert all(theta.is_canonical for theta in drawn)
+        assert str(drawn[0]) == "(0.595|0.405|0|0.0271|0.268|0.705|0.099)"
 
 
 class TestCalibration:
