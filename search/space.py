@@ -1,9 +1,9 @@
 """Regions of the space of structures, and the unit cube that samplers see of each.
 
-A theta has five degrees of freedom: gamma, how the rest of the input is split between alpha and beta, phi, how the rest of
-the output is split between delta and epsilon, and the rank. A point of the cube says each of them once: a theta and its swap,
-which are the same operators, are one point, because beta never exceeds alpha before the canonical form is taken. A subspace
-keeps some of the five free and the others on a face.
+A theta has five degrees of freedom: gamma, how the rest of the input is split between alpha and beta, phi, how the rest
+of the output is split between delta and epsilon, and the rank. A point of the cube says each of them once: a theta and its
+swap, which are the same operators, are one point, because beta never exceeds alpha before the canonical form is taken. A
+subspace leaves some of the five free and keeps the others on a face.
 
 The named designs lie on faces, which a uniform draw from the inside never meets. So a fifth of a coordinate belongs to each
 face (``FACE``): within it nothing changes, and a sampler that likes a face finds it without hitting a point exactly.
@@ -65,14 +65,16 @@ _COORDINATES: Mapping[str, _Coordinate] = {
     "delta": _Coordinate(zero=FACE, one=FACE),
     "rank": _Coordinate(zero=FACE),
 }
-"""In the order of the cube. ``beta``: of alpha and beta, as a share of one half; ``delta``: of delta and epsilon; ``rank``: of
-the range of rho without degeneration, up to min(alpha, epsilon), beyond which a structure costs as much as dense."""
+"""In the order of the cube. ``beta``: of alpha and beta, as a share of one half; ``delta``: of delta and epsilon; ``rank``:
+of the range of rho without degeneration, up to min(alpha, epsilon), beyond which a structure costs as much as dense."""
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """The thetas in which only these coordinates are free and the others 0; ``full_rank``: with psi = 1, where beta and delta
-    are 0."""
+    """The thetas in which only these coordinates are free, and the others 0.
+
+    ``full_rank``: those with psi = 1 alone; for regions in which beta and delta are 0.
+    """
 
     free: tuple[str, ...]
     full_rank: bool = False
