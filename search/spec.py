@@ -101,6 +101,50 @@ class Tpe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gp:
+    """Gaussian process with expected improvement: the most from few trials. An ask costs more and more, half a second after
+    100 trials; after ``max_observed`` it goes on as ``tpe``."""
+
+    kind: Literal["gp"] = "gp"
+    seed: Whole = 0
+    startup_trials: Whole = 10
+    max_observed: Whole = 200
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        _check_seed(self.seed)
+        check_whole("startup_trials", self.startup_trials, 1, 100_000)
+        check_whole("max_observed", self.max_observed, 1, 1000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CmaEs:
+    """Covariance matrix adaptation: a normal distribution that moves and shrinks, generation by generation."""
+
+    kind: Literal["cma-es"] = "cma-es"
+    seed: Whole = 0
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        _check_seed(self.seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Qmc:
+    """Quasi-Monte Carlo: a scrambled Sobol sequence, more even than random, and as blind."""
+
+    kind: Literal["qmc"] = "qmc"
+    seed: Whole = 0
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        _check_seed(self.seed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Random:
     """Uniform over the subspace: the baseline that every sampler has to beat."""
 
@@ -185,7 +229,7 @@ class Resources:
             raise FieldError("cpus", expected="a positive share of a CPU or a GPU", got=self.cpus)
 
 
-SamplerSpec = Annotated[Tpe | Random | Plan, Discriminator("kind")]
+SamplerSpec = Annotated[Tpe | Gp | CmaEs | Qmc | Random | Plan, Discriminator("kind")]
 PrunerSpec = NoPruner
 
 

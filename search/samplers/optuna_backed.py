@@ -15,6 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 from search.samplers.base import Observation
 from search.space import Unit
 
+_HIGHEST_LOSS = 1e100
+"""Told for whatever is higher, and its negative for whatever is lower: its square is a number too."""
+
 _EPOCH = datetime(2000, 1, 1, tzinfo=UTC).replace(tzinfo=None)
 
 
@@ -26,11 +29,18 @@ class _Told(FrozenTrial):
 
 
 class OptunaBacked:
-    """Any Optuna sampler, made anew from a seed for every ask; ``learns`` as in ``Sampler``."""
+    """Any Optuna sampler, made anew from a seed for every ask; ``learns`` as in ``Sampler``.
 
-    def __init__(self, make: Callable[[int], BaseSampler], *, learns: bool = True) -> None:
+    ``worst_for_none``: a point without a loss is told as having the worst loss seen, for samplers that leave out what Optuna
+    calls pruned and would propose it again.
+    """
+
+    def __init__(
+        self, make: Callable[[int], BaseSampler], *, learns: bool = True, worst_for_none: bool = False
+    ) -> None:
         self._make = make
         self.learns = learns
+        self._worst_for_none = worst_for_none
 
     def ask(
         self, observed: Sequence[Observation], pending: Sequence[Unit], num_coordinates: int, seed: int
@@ -39,7 +49,12 @@ class OptunaBacked:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         space: dict[str, BaseDistribution] = {f"u{i}": FloatDistribution(0, 1) for i in range(num_coordinates)}
         study = optuna.create_study(sampler=self._make(seed))
-        study.add_trials([_frozen(i, o.unit, space, o.loss) for i, o in enumerate(observed)])
+        substitute = (
+            max((o.loss for o in observed if o.loss is not None), default=None) if self._worst_for_none else None
+        )
+        study.add_trials(
+            [_frozen(i, o.unit, space, substitute if o.loss is None else o.loss) for i, o in enumerate(observed)]
+        )
         study.add_trials([_running(len(observed) + i, unit, space) for i, unit in enumerate(pending)])
         while True:
             params = study.ask(fixed_distributions=space).params
@@ -48,7 +63,9 @@ class OptunaBacked:
 
 def _frozen(number: int, unit: Unit, space: dict[str, BaseDistribution], loss: float | None) -> FrozenTrial:
     # A point without a loss is told as pruned before its first report, which Optuna ranks below every finished point.
-    return _trial(number, unit, space, TrialState.PRUNED if loss is None else TrialState.COMPLETE, loss)
+    if loss is None:
+        return _trial(number, unit, space, TrialState.PRUNED, None)
+    return _trial(number, unit, space, TrialState.COMPLETE, min(_HIGHEST_LOSS, max(-_HIGHEST_LOSS, loss)))
 
 
 def _running(number: int, unit: Unit, space: dict[str, BaseDistribution]) -> FrozenTrial:

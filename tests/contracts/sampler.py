@@ -1,6 +1,7 @@
 """What every sampler keeps: subclass, and give one fixture."""
 
 import random
+from typing import ClassVar
 
 import pytest
 
@@ -12,6 +13,9 @@ DIMENSIONS = pytest.mark.parametrize("num_coordinates", [1, 3, 5])
 
 class SamplerContract:
     """History in, a point of the unit cube out; the same arguments give the same point."""
+
+    LEAST_DIFFERENT: ClassVar[int] = 10
+    """Of ten seeds' points once much is known; 1 where the best point is computed and not drawn."""
 
     @pytest.fixture
     def sampler(self) -> Sampler:
@@ -40,9 +44,9 @@ class SamplerContract:
         assert (without != informed) == sampler.learns
 
     def test_gives_other_points_for_other_seeds(self, sampler: Sampler) -> None:
-        for num_observed in (0, 30):
+        for num_observed, least in ((0, 10), (30, self.LEAST_DIFFERENT)):
             history = _history(num_observed, 3)
-            assert len({next(sampler.ask(history, [], 3, seed)) for seed in range(10)}) == 10
+            assert len({next(sampler.ask(history, [], 3, seed)) for seed in range(10)}) >= least
 
     def test_takes_any_seed_that_a_search_derives(self, sampler: Sampler) -> None:
         for seed in (0, 2**31, 2**32 - 1):

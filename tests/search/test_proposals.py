@@ -7,7 +7,7 @@ from search.proposals import PastTrial, Proposal, derive_seed, propose
 from search.proxies.char_lm import CharLM
 from search.samplers.registry import make_sampler
 from search.space import SUBSPACES
-from search.spec import Budget, Constraints, Random, SamplerSpec, SearchSpec, Space, Tpe
+from search.spec import Budget, CmaEs, Constraints, Qmc, Random, SamplerSpec, SearchSpec, Space, Tpe
 from search.states import TrialState
 from search.structure import structure_of
 
@@ -15,7 +15,7 @@ TINY = CharLM(dense_width=8, num_heads=1, depth=1, context=8, batch_size=1, trai
 
 End = Callable[[Proposal], PastTrial]
 
-samplers = pytest.mark.parametrize("sampler", [Tpe(), Random()], ids=["tpe", "random"])
+samplers = pytest.mark.parametrize("sampler", [Tpe(), CmaEs(), Qmc(), Random()], ids=["tpe", "cma-es", "qmc", "random"])
 
 
 def _spec(space: Space | None = None, sampler: SamplerSpec | None = None, replicates: int = 1) -> SearchSpec:

@@ -9,7 +9,21 @@ from einlayers.taxonomy import Taxonomy
 from search.proxies.char_lm import CharLM, FileCorpus
 from search.proxies.shapes import ModelCost
 from search.space import SUBSPACES
-from search.spec import Budget, Constraints, NoPruner, Objective, Random, Resources, SearchSpec, Space, Tpe
+from search.spec import (
+    Budget,
+    CmaEs,
+    Constraints,
+    Gp,
+    NoPruner,
+    Objective,
+    Qmc,
+    Random,
+    Resources,
+    SamplerSpec,
+    SearchSpec,
+    Space,
+    Tpe,
+)
 
 NO_WHOLE_NUMBER = (math.nan, math.inf, -1, 1.5, 2.0, True, None, "2", 2**64)
 NO_NUMBER = [
@@ -115,12 +129,12 @@ class TestBudget:
 
 class TestSamplers:
     @pytest.mark.parametrize("seed", [2**63, *NO_WHOLE_NUMBER])
-    @pytest.mark.parametrize("kind", [Tpe, Random])
+    @pytest.mark.parametrize("kind", [Tpe, Gp, CmaEs, Qmc, Random])
     def test_refuse_a_seed_that_a_database_cannot_hold(self, kind: Callable[..., object], seed: object) -> None:
         _refused("seed", lambda: kind(seed=seed))
 
-    @pytest.mark.parametrize("kind", [Tpe, Random])
-    def test_take_the_largest_seed(self, kind: Callable[..., Tpe | Random]) -> None:
+    @pytest.mark.parametrize("kind", [Tpe, Gp, CmaEs, Qmc, Random])
+    def test_take_the_largest_seed(self, kind: Callable[..., SamplerSpec]) -> None:
         assert kind(seed=2**63 - 1).seed == 2**63 - 1
 
     @pytest.mark.parametrize("value", [0, 100_001, *NO_WHOLE_NUMBER])
@@ -219,7 +233,7 @@ class TestJson:
             '{"name": "first", "budget": {"max_trials": 8}, "budgets": 1}',
             '{"name": "first", "budget": {"max_trials": 8, "hours": 1}}',
             '{"name": "first", "budget": {"max_trials": 8}, "sampler": {"kind": "random", "startup_trials": 3}}',
-            '{"name": "first", "budget": {"max_trials": 8}, "sampler": {"kind": "gp"}}',
+            '{"name": "first", "budget": {"max_trials": 8}, "sampler": {"kind": "annealing"}}',
             '{"name": "first", "budget": {"max_trials": 8}, "proxy": {"depht": 3}}',
             '{"name": "first", "budget": {"max_trials": 8}, "proxy": {"train_flops": NaN}}',
             '{"name": "first", "budget": {"max_trials": 8}, "space": {"constraints": {"macs_max": Infinity}}}',

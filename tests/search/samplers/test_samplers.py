@@ -1,11 +1,12 @@
 import statistics
+from collections.abc import Iterable
 
 import pytest
 
 from search.samplers.base import Observation, Sampler
 from search.samplers.registry import make_sampler
 from search.space import Unit
-from search.spec import Random, SamplerSpec, Tpe
+from search.spec import CmaEs, Gp, Qmc, Random, SamplerSpec, Tpe
 from tests.contracts.sampler import SamplerContract
 
 NUM_TRIALS = 30
@@ -20,14 +21,8 @@ class TestTpe(SamplerContract):
         return make_sampler(Tpe())
 
     def test_beats_random_on_a_bowl(self) -> None:
-        tpe, uniform = ([_searched(spec, seed) for seed in SEEDS] for spec in (Tpe(), Random()))
-        later_tpe, later_uniform = (
-            statistics.mean(
-                observation.loss or 0 for history in histories for observation in history[NUM_TRIALS // 2 :]
-            )
-            for histories in (tpe, uniform)
-        )
-        assert MARGIN * later_tpe < later_uniform
+        tpe, uniform = (_later_loss(spec, SEEDS) for spec in (Tpe(), Random()))
+        assert MARGIN * tpe < uniform
 
     def test_keeps_away_from_where_trials_are_pending(self, sampler: Sampler) -> None:
         free = crowded = 0
@@ -57,6 +52,70 @@ class TestTpe(SamplerContract):
         assert next(early.ask(history, [], 2, 3)) != next(late.ask(history, [], 2, 3))
 
 
+class TestGp(SamplerContract):
+    LEAST_DIFFERENT = 1
+
+    @pytest.fixture
+    def sampler(self) -> Sampler:
+        return make_sampler(Gp())
+
+    def test_beats_random_on_a_bowl(self) -> None:
+        gp, uniform = (_later_loss(spec, SEEDS[:2]) for spec in (Gp(), Random()))
+        assert MARGIN * gp < uniform
+
+    def test_goes_on_as_tpe_when_it_has_become_dear(self) -> None:
+        history = _searched(Random(), 0)
+        capped, tpe = make_sampler(Gp(max_observed=29)), make_sampler(Tpe())
+        assert next(capped.ask(history, [], 2, 3)) == next(tpe.ask(history, [], 2, 3))
+        assert next(capped.ask(history[:29], [], 2, 3)) != next(tpe.ask(history[:29], [], 2, 3))
+
+    def test_keeps_away_from_where_structures_are_infeasible(self, sampler: Sampler) -> None:
+        history = [
+            Observation(unit=observation.unit, loss=None if observation.unit[0] > 0.5 else observation.loss)
+            for observation in _searched(Random(), 0)
+        ]
+        proposals = [next(sampler.ask(history, [], 2, seed)) for seed in range(4)]
+        assert all(unit[0] < 0.6 for unit in proposals)
+
+
+class TestCmaEs(SamplerContract):
+    @pytest.fixture
+    def sampler(self) -> Sampler:
+        return make_sampler(CmaEs())
+
+    def test_beats_random_on_a_bowl(self) -> None:
+        cma_es, uniform = (_later_loss(spec, SEEDS) for spec in (CmaEs(), Random()))
+        assert MARGIN * cma_es < uniform
+
+    def test_goes_on_after_it_has_found_one_point(self, sampler: Sampler) -> None:
+        history = [Observation(unit=(0.25, 0.75), loss=1.0)] * 600
+        assert len({next(sampler.ask(history, [], 2, seed)) for seed in range(5)}) == 5
+
+    def test_takes_points_far_from_where_it_is(self, sampler: Sampler) -> None:
+        near = [Observation(unit=(0.5 + i * 1e-7, 0.5), loss=float(i)) for i in range(300)]
+        far = [Observation(unit=(float(i % 2), float(i // 2 % 2)), loss=float(i)) for i in range(60)]
+        assert all(0 <= u <= 1 for u in next(sampler.ask([*near, *far], [], 2, 0)))
+
+
+class TestQmc:
+    """Not the contract's whole: its points follow from how many there are, and from the search, not from the proposal."""
+
+    def test_gives_the_points_of_one_sequence(self) -> None:
+        sampler = make_sampler(Qmc(seed=3))
+        sequence = [unit for unit, _ in zip(sampler.ask([], [], 3, 0), range(8), strict=False)]
+        history = [Observation(unit=unit, loss=None) for unit in sequence]
+        assert next(sampler.ask(history[:5], [], 3, 1)) == sequence[5]
+        assert next(sampler.ask(history[:4], sequence[4:6], 3, 2)) == sequence[6]
+
+    def test_gives_other_points_to_other_searches(self) -> None:
+        assert len({next(make_sampler(Qmc(seed=seed)).ask([], [], 2, 0)) for seed in range(10)}) == 10
+
+    def test_is_more_even_than_random(self) -> None:
+        units = [unit for unit, _ in zip(make_sampler(Qmc()).ask([], [], 2, 0), range(64), strict=False)]
+        eighths = [(int(8 * x), int(8 * y)) for x, y in units]
+        assert len(set(eighths)) == 64
+
+
 class TestRandom(SamplerContract):
     @pytest.fixture
     def sampler(self) -> Sampler:
@@ -79,6 +138,12 @@ def _searched(spec: SamplerSpec, seed: int) -> list[Observation]:
         x, y = next(sampler.ask(history, [], 2, 1000 * seed + number))
         history.append(Observation(unit=(x, y), loss=(x - 0.7) ** 2 + (y - 0.3) ** 2))
     return history
+
+
+def _later_loss(spec: SamplerSpec, seeds: Iterable[int]) -> float:
+    """The mean loss of the second half of such searches."""
+    later = [observation for seed in seeds for observation in _searched(spec, seed)[NUM_TRIALS // 2 :]]
+    return statistics.mean(_loss(observation) for observation in later)
 
 
 def _num_near(best: Unit, sampler: Sampler, history: list[Observation], pending: list[Unit]) -> int:
