@@ -103,7 +103,10 @@ class Region:
 
     def to_unit(self, theta: Theta) -> Unit | None:
         """A point of any theta in this region, in its canonical form or not."""
-        theta = _canonical_form(theta.exponents)
+        return _place(self, theta.exponents)
+
+    def place(self, theta: Theta) -> Unit | None:
+        """The point of a theta in its canonical form."""
         low, high = self._ranks(theta)
         if not low - _ZERO <= theta.rho <= high + _ZERO:
             return None
@@ -162,9 +165,13 @@ _ZERO = 1e-9
 
 
 @lru_cache(maxsize=65536)
-def _canonical_form(exponents: tuple[float, ...]) -> Theta:
+def _place(region: Region, exponents: tuple[float, ...]) -> Unit | None:
     # Every ask places the whole history anew; it would be the same work every time. By exponents, as all forms of dense
     # are equal thetas but lie in different subspaces.
+    return region.place(_canonical_form(exponents))
+
+
+def _canonical_form(exponents: tuple[float, ...]) -> Theta:
     return Theta.of(exponents).canonical().normalised()
 
 

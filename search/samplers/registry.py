@@ -9,6 +9,7 @@ from search.samplers.capped import Capped
 from search.samplers.cma_es import CmaEs
 from search.samplers.optuna_backed import OptunaBacked
 from search.samplers.qmc import Qmc
+from search.samplers.thinned import Thinned
 from search.spec import CmaEs as CmaEsSpec
 from search.spec import Gp, Random, SamplerSpec, Tpe
 from search.spec import Qmc as QmcSpec
@@ -20,7 +21,7 @@ def make_sampler(spec: SamplerSpec) -> Sampler:
 
 
 def _tpe(startup_trials: int) -> Sampler:
-    return OptunaBacked(lambda seed: TPESampler(seed=seed, n_startup_trials=startup_trials))
+    return Thinned(OptunaBacked(lambda seed: TPESampler(seed=seed, n_startup_trials=startup_trials)))
 
 
 def _gp(spec: Gp) -> Sampler:

@@ -1,10 +1,12 @@
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import pytest
 
 from search.samplers.base import Observation, Sampler
 from search.samplers.registry import make_sampler
+from search.samplers.thinned import MAX_OBSERVED, Thinned
 from search.space import Unit
 from search.spec import CmaEs, Gp, Qmc, Random, SamplerSpec, Tpe
 from tests.contracts.sampler import SamplerContract
@@ -50,6 +52,21 @@ class TestTpe(SamplerContract):
         uniform = make_sampler(Random())
         assert next(late.ask(history, [], 2, 3)) == next(late.ask([], [], 2, 3)) == next(uniform.ask([], [], 2, 3))
         assert next(early.ask(history, [], 2, 3)) != next(late.ask(history, [], 2, 3))
+
+
+class TestThinned:
+    def test_shows_a_short_history_as_it_is(self) -> None:
+        assert _shown(history := _line(MAX_OBSERVED)) == history
+
+    def test_shows_of_a_long_one_the_best_and_some_of_the_others_in_their_order(self) -> None:
+        history = _line(10 * MAX_OBSERVED)
+        shown = _shown(history)
+        assert len(shown) == MAX_OBSERVED
+        places = [history.index(observation) for observation in shown]
+        assert places == sorted(places)
+        assert set(sorted(history, key=_loss)[:100]) <= set(shown)
+        gaps = [later - earlier for earlier, later in pairwise(places)]
+        assert max(gaps) <= 12
 
 
 class TestGp(SamplerContract):
@@ -138,6 +155,32 @@ def _searched(spec: SamplerSpec, seed: int) -> list[Observation]:
         x, y = next(sampler.ask(history, [], 2, 1000 * seed + number))
         history.append(Observation(unit=(x, y), loss=(x - 0.7) ** 2 + (y - 0.3) ** 2))
     return history
+
+
+class _Seen:
+    """A sampler that remembers what it was shown."""
+
+    learns = True
+
+    def __init__(self) -> None:
+        self.observed: Sequence[Observation] = ()
+
+    def ask(
+        self, observed: Sequence[Observation], pending: Sequence[Unit], num_coordinates: int, seed: int
+    ) -> Iterator[Unit]:
+        self.observed = observed
+        return iter([])
+
+
+def _shown(history: list[Observation]) -> list[Observation]:
+    seen = _Seen()
+    Thinned(seen).ask(history, [], 1, 0)
+    return list(seen.observed)
+
+
+def _line(length: int) -> list[Observation]:
+    """Points whose losses come in no order."""
+    return [Observation(unit=(i / length,), loss=float(i * 7919 % length)) for i in range(length)]
 
 
 def _later_loss(spec: SamplerSpec, seeds: Iterable[int]) -> float:
