@@ -92,7 +92,11 @@ SEARCHES = [
     *(_case("/sampler/seed", seed, "expected a whole number from 0 to") for seed in (-1, 2**63, 2**64, 10**400)),
     *(_case("/sampler/startup_trials", value, "expected a whole number from 1 to") for value in (0, 10**6)),
     _case("/pruner/kind", "hyperband", "'none'"),
-    _case("/space/subspace", "everything", "'full', 'btt', 'low-rank' or 'tensor-train', got 'everything'"),
+    _case(
+        "/space/subspace",
+        "everything",
+        "'full', 'btt', 'full-rank-btt', 'low-rank', 'kronecker', 'tensor-train' or 'monarch', got 'everything'",
+    ),
     _case("/space/seeds", ["dense", "sparse"], "got 'sparse'", "/space/seeds/1"),
     _case("/space/seeds", ["dense", "dense"], "expected every design once"),
     _case("/space/seeds", "dense", "tuple"),
