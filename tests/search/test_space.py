@@ -186,6 +186,12 @@ class TestFaces:
         share = sum(min(theta.exponents) > 0 for theta in drawn) / len(drawn)
         assert share == pytest.approx((1 - FACE) ** 4 * (1 - 2 * FACE), abs=0.025)
 
+    def test_leave_what_is_between_them_even(self) -> None:
+        steps = [FACE + (1 - FACE) * (i + 0.5) / 200 for i in range(200)]
+        gammas = [SUBSPACES["full"].to_theta((u, 0.5, 0.5, 0.5, 0.5)).gamma for u in steps]
+        for t in (0.1, 0.3, 0.5, 0.8):
+            assert sum(gamma > t for gamma in gammas) / len(gammas) == pytest.approx(1 - t, abs=0.01)
+
     def test_are_placed_in_their_middle(self) -> None:
         assert SUBSPACES["btt"].to_unit(NAMED["btt"]) == pytest.approx((FACE + 0.5 * (1 - FACE),) * 3)
         assert SUBSPACES["full"].to_unit(NAMED["kronecker"]) == pytest.approx((FACE / 2, 1, FACE / 2, 0.5, FACE / 2))

@@ -70,7 +70,7 @@ class TestThinned:
 
 
 class TestGp(SamplerContract):
-    LEAST_DIFFERENT = 1
+    DRAWS_AFTER = (0,)
 
     @pytest.fixture
     def sampler(self) -> Sampler:
@@ -114,8 +114,12 @@ class TestCmaEs(SamplerContract):
         assert all(0 <= u <= 1 for u in next(sampler.ask([*near, *far], [], 2, 0)))
 
 
-class TestQmc:
-    """Not the contract's whole: its points follow from how many there are, and from the search, not from the proposal."""
+class TestQmc(SamplerContract):
+    DRAWS_AFTER = ()
+
+    @pytest.fixture
+    def sampler(self) -> Sampler:
+        return make_sampler(Qmc())
 
     def test_gives_the_points_of_one_sequence(self) -> None:
         sampler = make_sampler(Qmc(seed=3))
