@@ -105,7 +105,7 @@ class Region:
         """A point of any theta in this region, in its canonical form or not."""
         return _place(self, theta.exponents)
 
-    def place(self, theta: Theta) -> Unit | None:
+    def _place(self, theta: Theta) -> Unit | None:
         """The point of a theta in its canonical form."""
         low, high = self._ranks(theta)
         if not low - _ZERO <= theta.rho <= high + _ZERO:
@@ -127,7 +127,7 @@ class Region:
     def _ranks(self, theta: Theta) -> tuple[float, float]:
         """The least and the greatest rho: the rank of a BTT is full from gamma + phi + rho = 1 (2410.02117, section 4)."""
         high = min(theta.alpha, theta.epsilon)
-        return (min(high, max(0.0, theta.alpha - theta.phi)) if self.full_rank else 0.0), high
+        return max(0.0, theta.alpha - theta.phi) if self.full_rank else 0.0, high
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ _ZERO = 1e-9
 def _place(region: Region, exponents: tuple[float, ...]) -> Unit | None:
     # Every ask places the whole history anew; it would be the same work every time. By exponents, as all forms of dense
     # are equal thetas but lie in different subspaces.
-    return region.place(_canonical_form(exponents))
+    return region._place(_canonical_form(exponents))
 
 
 def _canonical_form(exponents: tuple[float, ...]) -> Theta:
