@@ -86,75 +86,63 @@ class Space:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tpe:
-    """Tree-structured Parzen estimator: uniform at first, then where good structures were found."""
+class _Seeded:
+    """What is drawn follows from this seed and the number of the proposal."""
 
-    kind: Literal["tpe"] = "tpe"
     seed: Whole = 0
-    startup_trials: Whole = 10
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        _check_seed(self.seed)
+        check_whole("seed", self.seed, 0, 2**63 - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tpe(_Seeded):
+    """Tree-structured Parzen estimator: uniform at first, then where good structures were found."""
+
+    kind: Literal["tpe"] = "tpe"
+    startup_trials: Whole = 10
+
+    def __post_init__(self) -> None:
+        _Seeded.__post_init__(self)
         check_whole("startup_trials", self.startup_trials, 1, 100_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gp:
-    """Gaussian process with expected improvement: the most from few trials. An ask costs more and more, half a second after
-    100 trials; after ``max_observed`` it goes on as ``tpe``."""
+class Gp(_Seeded):
+    """Gaussian process with expected improvement: the most from few trials. An ask costs more and more, an eighth of a
+    second after 100 trials; after ``max_observed`` it goes on as ``tpe``."""
 
     kind: Literal["gp"] = "gp"
-    seed: Whole = 0
     startup_trials: Whole = 10
     max_observed: Whole = 200
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
     def __post_init__(self) -> None:
-        _check_seed(self.seed)
+        _Seeded.__post_init__(self)
         check_whole("startup_trials", self.startup_trials, 1, 100_000)
         check_whole("max_observed", self.max_observed, 1, 1000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CmaEs:
+class CmaEs(_Seeded):
     """Covariance matrix adaptation: a normal distribution that moves and shrinks, generation by generation."""
 
     kind: Literal["cma-es"] = "cma-es"
-    seed: Whole = 0
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self) -> None:
-        _check_seed(self.seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Qmc:
+class Qmc(_Seeded):
     """Quasi-Monte Carlo: a scrambled Sobol sequence, more even than random, and as blind."""
 
     kind: Literal["qmc"] = "qmc"
-    seed: Whole = 0
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self) -> None:
-        _check_seed(self.seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Random:
+class Random(_Seeded):
     """Uniform over the subspace: the baseline that every sampler has to beat."""
 
     kind: Literal["random"] = "random"
-    seed: Whole = 0
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self) -> None:
-        _check_seed(self.seed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,7 +287,3 @@ class SearchSpec:
                 raise FieldError(
                     "sampler", expected=f"runs that the proxy can train; run {number}: {error}", got=run
                 ) from error
-
-
-def _check_seed(seed: int) -> None:
-    check_whole("seed", seed, 0, 2**63 - 1)
