@@ -6,13 +6,9 @@ from optuna.samplers import GPSampler, RandomSampler, TPESampler
 
 from search.samplers.base import Sampler
 from search.samplers.capped import Capped
-from search.samplers.cma_es import CmaEs
 from search.samplers.optuna_backed import OptunaBacked
-from search.samplers.qmc import Qmc
 from search.samplers.thinned import Thinned
-from search.spec import CmaEs as CmaEsSpec
-from search.spec import Gp, Random, SamplerSpec, Tpe
-from search.spec import Qmc as QmcSpec
+from search.spec import CmaEs, Gp, Qmc, Random, SamplerSpec, Tpe
 
 
 def make_sampler(spec: SamplerSpec) -> Sampler:
@@ -33,10 +29,23 @@ def _gp(spec: Gp) -> Sampler:
     return Capped(first=gp, then=_tpe(spec.startup_trials), max_observed=spec.max_observed)
 
 
+# What the next two stand on takes half a second to load: the runner waits for it when such a search comes, not at its start.
+def _cma_es(_: CmaEs) -> Sampler:
+    from search.samplers import cma_es
+
+    return cma_es.CmaEs()
+
+
+def _qmc(spec: Qmc) -> Sampler:
+    from search.samplers import qmc
+
+    return qmc.Qmc(spec.seed)
+
+
 _MAKERS: Mapping[type, Callable[..., Sampler]] = {
     Tpe: lambda spec: _tpe(spec.startup_trials),
     Gp: _gp,
-    CmaEsSpec: lambda _: CmaEs(),
-    QmcSpec: lambda spec: Qmc(spec.seed),
+    CmaEs: _cma_es,
+    Qmc: _qmc,
     Random: lambda _: OptunaBacked(lambda seed: RandomSampler(seed=seed), learns=False),
 }

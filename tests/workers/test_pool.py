@@ -60,7 +60,7 @@ class TestRunAssignment:
 class TestRunner:
     @pytest.mark.parametrize("module", ["service.runner", "workers.ray_pool", "workers.slot"])
     def test_needs_no_torch_to_give_trials_out(self, module: str) -> None:
-        # The extra "runner" has none: only those who train do.
+        # Only those who train need it, and a search by Gaussian process, when one comes.
         program = f"import sys; sys.modules['torch'] = None; import {module}"
         imported = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert imported.returncode == 0, imported.stderr
