@@ -7,15 +7,18 @@ from typing import Any
 from einlayers.theta import NAMED, Theta
 from search.studies.structures import REFERENCE_SET
 
-SEED = 2027
-TASK: Mapping[str, Any] = {"kind": "regression", "teacher_seed": SEED, "batch_size": 512}
+SEED = 2028
+TASK: Mapping[str, Any] = {"kind": "regression", "teacher_seed": SEED, "outputs": 8, "batch_size": 512}
 """A teacher that nothing was tuned on."""
 
-STANDARD = {**TASK, "dense_width": 22, "train_flops": 7e10}
-SCREENING = {**TASK, "dense_width": 16, "train_flops": 2e10}
-MIDDLE = {**TASK, "dense_width": 21, "train_flops": 6e10}
-LARGE = {**TASK, "dense_width": 31, "train_flops": 2.8e11}
+STANDARD = {**TASK, "dense_width": 36, "train_flops": 1e11}
+SCREENING = {**TASK, "dense_width": 24, "train_flops": 3e10}
+MIDDLE = {**TASK, "dense_width": 32, "train_flops": 8e10}
+LARGE = {**TASK, "dense_width": 52, "train_flops": 4e11}
 """What the order at the standard compute is compared with: four times as much."""
+
+ONE_WIDTH = 96
+"""The width of the negative controls: nearly three times dense's, as 64 was when dense was 22 wide."""
 
 TEXT = {"kind": "char_lm", "train_flops": 1e11}
 RANDOM = {"count": 24, "seed": SEED}
@@ -36,16 +39,18 @@ STUDIES: tuple[Mapping[str, Any], ...] = (
     _fidelity("random", MIDDLE, replicates=3, structures=RANDOM, reference_replicates=1, neighbours=False),
     _fidelity(
         "control: equal steps",
-        {**STANDARD, "width": 64},
+        {**STANDARD, "width": ONE_WIDTH},
         replicates=4,
         reference=LARGE,
         neighbours=False,
         scoring="equal_steps",
     ),
-    _fidelity("control: fixed width", {**STANDARD, "width": 64}, replicates=4, reference=LARGE, neighbours=False),
+    _fidelity(
+        "control: fixed width", {**STANDARD, "width": ONE_WIDTH}, replicates=4, reference=LARGE, neighbours=False
+    ),
     _fidelity(
         "control: equal steps, random structures",
-        {**MIDDLE, "width": 64},
+        {**MIDDLE, "width": ONE_WIDTH},
         replicates=3,
         structures=RANDOM,
         reference_replicates=1,

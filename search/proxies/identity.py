@@ -12,9 +12,15 @@ _CARRIED = frozenset({"dense_width", "width", "train_flops", "base_lr", "warmup_
 at a constant rate; the rest of them is what a calibration finds."""
 
 
-_LATER = frozenset({"base_depth", "data_seed", "head_aligned_rank", "mixture"})
-"""Options that there were not from the beginning: where one is not asked for, a proxy is what it was before, so that what
-was measured then still counts."""
+_LATER: Mapping[str, object] = {
+    "base_depth": None,
+    "data_seed": None,
+    "head_aligned_rank": None,
+    "mixture": None,
+    "outputs": 1,
+}
+"""Options that there were not from the beginning, each with the value of a proxy that does not ask for it: such a proxy is
+what it was before, so that what was measured then still counts."""
 
 
 def digest(proxy: ProxySpec) -> str:
@@ -34,7 +40,8 @@ def is_shipped(proxy: ProxySpec) -> bool:
 
 
 def _settings(proxy: ProxySpec) -> dict[str, object]:
-    return {name: value for name, value in asdict(proxy).items() if value is not None or name not in _LATER}
+    settings = asdict(proxy)
+    return {name: value for name, value in settings.items() if name not in _LATER or value != _LATER[name]}
 
 
 def fingerprint(settings: Mapping[str, object]) -> str:

@@ -2,6 +2,7 @@
 
 # N rows, I inputs
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from workers.teachers import HELD_OUT_ROWS, POOL_ROWS, Teacher, TeacherRows, loa
 from workers.workspace import Workspace
 
 SMALL = Regression(dense_width=8, inputs=3, teacher_width=6, teacher_depth=3, batch_size=64, train_flops=1e9)
+SEVERAL = replace(SMALL, outputs=4)
 BEYOND_THE_POOL = 1e13
 CPU = torch.device("cpu")
 
@@ -35,6 +37,12 @@ class TestRegression(ProxyContract):
     @pytest.fixture
     def settings(self) -> Regression:
         return SMALL
+
+
+class TestRegressionOfSeveralOutputs(ProxyContract):
+    @pytest.fixture
+    def settings(self) -> Regression:
+        return SEVERAL
 
 
 class TestTeacher:
@@ -65,16 +73,23 @@ class TestRows:
         assert rows.train[:, -1].mean(dtype=float) == pytest.approx(0, abs=1e-3)
         assert rows.train[:, -1].std(dtype=float) == pytest.approx(1, abs=1e-3)
 
-    def test_are_what_the_teacher_says(self, rows: TeacherRows) -> None:
+    def test_have_every_output_standardised(self, workspace: Workspace) -> None:
+        outputs_NO = load_rows(SEVERAL, workspace).train[:, 3:]
+        assert outputs_NO.mean(axis=0, dtype=float) == pytest.approx(np.zeros(4), abs=1e-3)
+        assert outputs_NO.std(axis=0, dtype=float) == pytest.approx(np.ones(4), abs=1e-3)
+
+    @pytest.mark.parametrize("settings", [SMALL, SEVERAL])
+    def test_are_what_the_teacher_says(self, workspace: Workspace, settings: Regression) -> None:
+        rows = load_rows(settings, workspace)
         for part in (rows.train[-1000:], rows.held_out[:1000]):
-            output = Teacher(SMALL, CPU)(torch.from_numpy(part[:, :3].copy())).numpy()
-            assert part[:, 3:] == pytest.approx((output - rows.mean) / rows.sd, abs=1e-4)
+            outputs_NO = Teacher(settings, CPU)(torch.from_numpy(part[:, :3].copy())).numpy()
+            assert part[:, 3:] == pytest.approx((outputs_NO - rows.mean) / rows.sd, abs=1e-4)
 
     def test_score_with_none_that_were_trained_on(self, rows: TeacherRows) -> None:
         assert not {row.tobytes() for row in rows.held_out} & {row.tobytes() for row in rows.train[:500_000]}
 
     def test_are_drawn_once_per_machine(self, workspace: Workspace, rows: TeacherRows) -> None:
-        folder = next((workspace.cache_dir / "teachers").iterdir())
+        folder = workspace.cache_dir / "teachers" / "3-6x3-1-42"
         before = (folder / "train.npy").stat()
         assert np.array_equal(load_rows(SMALL, workspace).train[:10], rows.train[:10])
         assert (folder / "train.npy").stat() == before
@@ -91,11 +106,10 @@ class TestBatches:
             drawn = torch.cat(batch, dim=1).numpy()
             assert {row.tobytes() for row in drawn} <= known
 
-    def test_are_drawn_anew_where_it_is_not(self, workspace: Workspace, rows: TeacherRows) -> None:
-        settings = Regression(
-            inputs=3, teacher_width=6, teacher_depth=3, batch_size=512, dense_width=8, train_flops=BEYOND_THE_POOL
-        )
-        inputs_BI, targets_B1 = next(proxy_for(settings).task(0, workspace, CPU).batches)
+    def test_are_drawn_anew_where_it_is_not(self, workspace: Workspace) -> None:
+        settings = replace(SEVERAL, batch_size=512, train_flops=BEYOND_THE_POOL)
+        rows = load_rows(settings, workspace)
+        inputs_BI, targets_BO = next(proxy_for(settings).task(0, workspace, CPU).batches)
         assert len(set(inputs_BI[:, 0].tolist()) - set(rows.train[:, 0].tolist())) > 400
-        output_B1 = (Teacher(settings, CPU)(inputs_BI) - rows.mean) / rows.sd
-        torch.testing.assert_close(targets_B1, output_B1)
+        outputs_BO = (Teacher(settings, CPU)(inputs_BI).numpy() - rows.mean) / rows.sd
+        torch.testing.assert_close(targets_BO, torch.from_numpy(outputs_BO))

@@ -1,6 +1,6 @@
 """The regression proxy: the squared error against a random teacher (2410.02117, section 5)."""
 
-# B batch, I inputs
+# B batch, I inputs, O outputs, C columns of a row: inputs and outputs
 
 from collections.abc import Iterator
 
@@ -27,7 +27,7 @@ class RegressionProxy(Proxy[Regression]):
         settings = self.settings
         return MLP(
             inputs=settings.inputs,
-            outputs=1,
+            outputs=settings.outputs,
             width=width,
             depth=settings.depth,
             layers=layers_of(settings, theta),
@@ -36,7 +36,7 @@ class RegressionProxy(Proxy[Regression]):
     def task(self, seed: int, workspace: Workspace, device: torch.device) -> Task:
         """Rows of the teacher; see ``Proxy.task``."""
         rows = load_rows(self.settings, workspace)
-        held_out = [_batch(rows.held_out, device)]
+        held_out = [self._batch(rows.held_out, device)]
         generator = np.random.default_rng(seed)
         return Task(
             batches=(self._from_pool if self._is_pool_enough() else self._fresh)(rows, generator, device),
@@ -52,22 +52,23 @@ class RegressionProxy(Proxy[Regression]):
 
     def _from_pool(self, rows: TeacherRows, generator: np.random.Generator, device: torch.device) -> Iterator[Batch]:
         while True:
-            yield _batch(rows.train[generator.integers(0, len(rows.train), size=self.settings.batch_size)], device)
+            chosen = generator.integers(0, len(rows.train), size=self.settings.batch_size)
+            yield self._batch(rows.train[chosen], device)
 
     def _fresh(self, rows: TeacherRows, generator: np.random.Generator, device: torch.device) -> Iterator[Batch]:
         teacher = Teacher(self.settings, device)
+        mean_O, sd_O = (torch.from_numpy(np.array(each)).to(device) for each in (rows.mean, rows.sd))
         shape = (self.settings.batch_size, self.settings.inputs)
         while True:
             inputs_BI = torch.from_numpy(generator.standard_normal(shape, dtype=np.float32)).to(device)
-            yield inputs_BI, (teacher(inputs_BI) - rows.mean) / rows.sd
+            yield inputs_BI, (teacher(inputs_BI) - mean_O) / sd_O
+
+    def _batch(self, rows: Rows, device: torch.device) -> Batch:
+        rows_BC = torch.from_numpy(np.array(rows)).to(device)
+        return rows_BC[:, : self.settings.inputs], rows_BC[:, self.settings.inputs :]
 
 
 def squared_error(model: nn.Module, batch: Batch) -> Tensor:
-    """The mean squared error of a batch ``(inputs_BI, targets_B1)``."""
-    inputs_BI, targets_B1 = batch
-    return F.mse_loss(model(inputs_BI), targets_B1)
-
-
-def _batch(rows: Rows, device: torch.device) -> Batch:
-    rows_BI = torch.from_numpy(np.array(rows)).to(device)
-    return rows_BI[:, :-1], rows_BI[:, -1:]
+    """The mean squared error of a batch ``(inputs_BI, targets_BO)``."""
+    inputs_BI, targets_BO = batch
+    return F.mse_loss(model(inputs_BI), targets_BO)

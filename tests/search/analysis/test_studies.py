@@ -46,7 +46,7 @@ class TestFidelity:
         assert found.truthful
         assert found.top_overlap == 4
         assert found.sd == pytest.approx(0, abs=1e-9)
-        assert found.cpu_seconds == pytest.approx(sum(PROXY.width_for(theta) for theta in REFERENCE_SET) / 80)
+        assert found.cpu_seconds == pytest.approx(sum(PROXY.width_for(theta) for theta in REFERENCE_SET) / 160)
 
     def test_of_noise_alone_is_none(self) -> None:
         noise = World(lambda *_: 1.0, run_sd=0.1)

@@ -74,6 +74,6 @@ class World:
             base_lr=mult,
             loss=curve[-1].loss,
             curve=curve if math.isfinite(curve[-1].loss) else [],
-            cpu_seconds=width / 10,
+            cpu_seconds=width / 20,
             coordinates={"up": Coordinates(features=1.0, updates=0.1)},
         )
