@@ -36,12 +36,6 @@ def rows(workspace: Workspace) -> TeacherRows:
 class TestRegression(ProxyContract):
     @pytest.fixture
     def settings(self) -> Regression:
-        return SMALL
-
-
-class TestRegressionOfSeveralOutputs(ProxyContract):
-    @pytest.fixture
-    def settings(self) -> Regression:
         return SEVERAL
 
 
