@@ -8,15 +8,17 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import count, islice
 
+from einlayers.errors import FieldError
 from einlayers.theta import NAMED, Theta
+from search.designs import GRIDS
 from search.plan import Plan
 from search.proxies.registry import ProxySpec
 from search.samplers.base import Observation, Sampler
-from search.space import SUBSPACES, Subspace, Unit
-from search.spec import SearchSpec
+from search.space import SUBSPACES, Unit
+from search.spec import Grid, SearchSpec, metrics
 from search.states import TrialState
 from search.structure import Structure, structure_of
 
@@ -60,6 +62,30 @@ class Proposal:
 
 
 MakeSampler = Callable[[], Sampler]
+
+
+def check_space(spec: SearchSpec) -> None:
+    """See whether there is anything to try, seeds aside, as the first proposal would look for it.
+
+    Raises:
+        FieldError: no structure of the space keeps the constraints.
+    """
+    constraints = spec.space.constraints
+    if isinstance(spec.sampler, Plan) or not constraints.bounds:
+        return
+    refused = []
+    for theta in _possible(spec, 0):
+        structure = structure_of(theta, spec.proxy)
+        if constraints.allow(structure.taxonomy, structure.cost):
+            return
+        refused.append(metrics(structure.taxonomy, structure.cost))
+    spans = ", ".join(
+        f"{metric} from {min(each[metric] for each in refused):.6g} to {max(each[metric] for each in refused):.6g}"
+        for metric in constraints.bounds
+    )
+    expected = f"bounds that some structure keeps; of {len(refused)} in {spec.space.subspace}, none does, with {spans}"
+    given = {name: bound for name, bound in asdict(constraints).items() if bound is not None}
+    raise FieldError("constraints", expected=expected, got=given)
 
 
 def propose(spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler) -> Proposal | None:
@@ -128,23 +154,36 @@ def _next_structure(spec: SearchSpec, history: Sequence[PastTrial], make_sampler
         structure = structure_of(NAMED[name], spec.proxy)
         if structure.digest not in known:
             return structure
-    subspace = SUBSPACES[spec.space.subspace]
-    for unit in _units(spec, history, subspace, make_sampler):
-        structure = structure_of(subspace.to_theta(unit), spec.proxy)
+    for theta in _candidates(spec, history, make_sampler):
+        structure = structure_of(theta, spec.proxy)
         if structure.digest not in known and spec.space.constraints.allow(structure.taxonomy, structure.cost):
             return structure
     return None
 
 
-def _units(
-    spec: SearchSpec, history: Sequence[PastTrial], subspace: Subspace, make_sampler: MakeSampler
-) -> Iterator[Unit]:
-    """Points to try for one proposal, in order, all from one seed."""
-    seed = derive_seed(spec.sampler.seed, "proposal", len(history))
-    sampler = make_sampler()
-    observed, pending = _seen(spec, history) if sampler.learns else ([], [])
-    yield from islice(sampler.ask(observed, pending, subspace.num_coordinates, seed), _SAMPLER_TRIES)
-    yield from islice(_even_points(subspace.num_coordinates, seed), _EVEN_TRIES)
+def _candidates(spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler) -> Iterator[Theta]:
+    """Structures to try for one proposal, in order: the sampler's, and those that anything could propose."""
+    if not isinstance(spec.sampler, Grid):
+        subspace = SUBSPACES[spec.space.subspace]
+        sampler = make_sampler()
+        observed, pending = _seen(spec, history) if sampler.learns else ([], [])
+        asked = sampler.ask(observed, pending, subspace.num_coordinates, _proposal_seed(spec, len(history)))
+        yield from map(subspace.to_theta, islice(asked, _SAMPLER_TRIES))
+    yield from _possible(spec, len(history))
+
+
+def _possible(spec: SearchSpec, number: int) -> Iterator[Theta]:
+    """What proposal ``number`` can be when the sampler has nothing new: structures of its list, or of the whole space."""
+    subspace = SUBSPACES[spec.space.subspace]
+    if isinstance(spec.sampler, Grid):
+        yield from (theta for theta in GRIDS[spec.sampler.designs] if subspace.to_unit(theta) is not None)
+    else:
+        even = _even_points(subspace.num_coordinates, _proposal_seed(spec, number))
+        yield from map(subspace.to_theta, islice(even, _EVEN_TRIES))
+
+
+def _proposal_seed(spec: SearchSpec, number: int) -> int:
+    return derive_seed(spec.sampler.seed, "proposal", number)
 
 
 def _even_points(num_coordinates: int, seed: int) -> Iterator[Unit]:

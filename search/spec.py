@@ -1,5 +1,7 @@
 """What a user asks for: the search, as frozen values that cannot be built wrong and that are their own JSON schema."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -9,6 +11,7 @@ from einlayers.errors import FieldError
 from einlayers.taxonomy import Taxonomy
 from einlayers.theta import NAMED
 from search.checks import Number, Whole, check_number, check_whole
+from search.designs import GRIDS, GridName
 from search.plan import Plan
 from search.proxies.char_lm import CharLM
 from search.proxies.registry import ProxySpec
@@ -41,7 +44,7 @@ class Constraints:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        for metric, limit in (("omega", 2.0), ("psi", 1.0), ("nu", 2.0), ("params", 1e15), ("macs", 1e15)):
+        for metric, limit in _METRICS.items():
             low, high = getattr(self, f"{metric}_min"), getattr(self, f"{metric}_max")
             for name, bound in ((f"{metric}_min", low), (f"{metric}_max", high)):
                 if bound is not None:
@@ -49,20 +52,35 @@ class Constraints:
             if low is not None and high is not None and low > high:
                 raise FieldError(f"{metric}_max", expected=f"at least {metric}_min, which is {low:g}", got=high)
 
+    @property
+    def bounds(self) -> Mapping[str, tuple[float, float]]:
+        """The least and the greatest value of every metric that is bounded."""
+        found = {}
+        for metric in _METRICS:
+            low, high = getattr(self, f"{metric}_min"), getattr(self, f"{metric}_max")
+            if low is not None or high is not None:
+                found[metric] = (-math.inf if low is None else low, math.inf if high is None else high)
+        return found
+
     def allow(self, taxonomy: Taxonomy, cost: ModelCost) -> bool:
         """Whether a structure with these coordinates and this cost keeps every bound."""
-        values = {
-            "omega": taxonomy.omega,
-            "psi": taxonomy.psi,
-            "nu": taxonomy.nu,
-            "params": cost.params,
-            "macs": cost.macs,
-        }
-        return all(
-            (low is None or value >= low) and (high is None or value <= high)
-            for metric, value in values.items()
-            for low, high in [(getattr(self, f"{metric}_min"), getattr(self, f"{metric}_max"))]
-        )
+        values = metrics(taxonomy, cost)
+        return all(low <= values[metric] <= high for metric, (low, high) in self.bounds.items())
+
+
+_METRICS: Mapping[str, float] = {"omega": 2.0, "psi": 1.0, "nu": 2.0, "params": 1e15, "macs": 1e15}
+"""What a structure can be bounded in, and what no bound may exceed."""
+
+
+def metrics(taxonomy: Taxonomy, cost: ModelCost) -> Mapping[str, float]:
+    """What constraints bound, of a structure."""
+    return {
+        "omega": taxonomy.omega,
+        "psi": taxonomy.psi,
+        "nu": taxonomy.nu,
+        "params": cost.params,
+        "macs": cost.macs,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +164,20 @@ class Random(_Seeded):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Grid(_Seeded):
+    """No sampling: the structures of a list, in its order, that lie in the subspace: the ``named`` designs, or the 23 that
+    2410.02117 compares (``papers``). Trainings follow from the seed."""
+
+    kind: Literal["grid"] = "grid"
+    designs: GridName = "papers"
+
+    def __post_init__(self) -> None:
+        _Seeded.__post_init__(self)
+        if self.designs not in GRIDS:
+            raise FieldError("designs", expected=f"one of {', '.join(GRIDS)}", got=self.designs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NoPruner:
     """Every trial trains to the end."""
 
@@ -217,7 +249,7 @@ class Resources:
             raise FieldError("cpus", expected="a positive share of a CPU or a GPU", got=self.cpus)
 
 
-SamplerSpec = Annotated[Tpe | Gp | CmaEs | Qmc | Random | Plan, Discriminator("kind")]
+SamplerSpec = Annotated[Tpe | Gp | CmaEs | Qmc | Random | Grid | Plan, Discriminator("kind")]
 PrunerSpec = NoPruner
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from einlayers.errors import FieldError
 from einlayers.theta import NAMED
 from search.corpora import locate_images, require_text
+from search.proposals import check_space
 from search.proxies.char_lm import CharLM, FileCorpus
 from search.proxies.identity import task_digest
 from search.proxies.image_mlp import ImageMLP
@@ -69,9 +70,14 @@ def validate(spec: SearchSpec, corpora_dir: Path | None) -> Estimate:
     """Check what only this service can know of a spec, and estimate its cost.
 
     Raises:
-        InvalidValue: the corpus, or the images, are not files that the operator allows, or nothing that can be trained on.
+        InvalidValue: the corpus, or the images, are not files that the operator allows, or nothing that can be trained on;
+            or no structure of the space keeps the constraints.
     """
     _check_data(spec.proxy, corpora_dir)
+    try:
+        check_space(spec)
+    except FieldError as error:
+        raise InvalidValue("/space", error) from error
     return Estimate(
         train_flops=spec.train_flops(spec.budget),
         max_trials=spec.num_trials(spec.budget),

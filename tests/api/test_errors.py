@@ -104,6 +104,7 @@ SEARCHES = [
     _case("/space/constraints/nu_max", float("nan"), "expected a number from 0 to 2, got nan"),
     _case("/space/constraints/params_min", 1e16, "expected a number from 0 to 1e+15, got 1e+16"),
     _case("/space/constraints/omega_min", 0.75, "expected at least omega_min", "/space/constraints/omega_max"),
+    _case("/space/constraints/params_max", 1, "expected bounds that some structure keeps", "/space/constraints"),
     _case("/objectives", [], "expected exactly one objective, got '0 objectives'"),
     _case("/objectives", [{}, {}], "expected exactly one objective, got '2 objectives'"),
     _case("/objectives", [{"metric": "latency"}], "'loss', got 'latency'", "/objectives/0/metric"),

@@ -1,13 +1,17 @@
+import re
 from collections.abc import Callable
 
 import pytest
 
+from einlayers.errors import FieldError
 from einlayers.theta import NAMED, Theta
-from search.proposals import PastTrial, Proposal, derive_seed, propose
+from search.designs import GRIDS, PAPERS_GRID, GridName
+from search.plan import Plan, Run
+from search.proposals import PastTrial, Proposal, check_space, derive_seed, propose
 from search.proxies.char_lm import CharLM
 from search.samplers.registry import make_sampler
 from search.space import SUBSPACES
-from search.spec import Budget, CmaEs, Constraints, Qmc, Random, SamplerSpec, SearchSpec, Space, Tpe
+from search.spec import Budget, CmaEs, Constraints, Grid, Qmc, Random, SamplerSpec, SearchSpec, Space, SubspaceName, Tpe
 from search.states import TrialState
 from search.structure import structure_of
 
@@ -102,6 +106,60 @@ class TestNovelty:
     @samplers
     def test_ends_at_once_where_the_constraints_leave_nothing(self, sampler: SamplerSpec) -> None:
         assert _search(_spec(Space(constraints=Constraints(params_max=1)), sampler), 3) == []
+
+
+class TestGrid:
+    @pytest.mark.parametrize("designs", GRIDS)
+    @pytest.mark.parametrize("subspace", SUBSPACES)
+    def test_has_something_in_every_subspace(self, subspace: SubspaceName, designs: GridName) -> None:
+        assert _search(_spec(Space(subspace=subspace), Grid(designs=designs)), 1)
+
+    def test_tries_what_it_lists_in_order_and_ends(self) -> None:
+        named = [proposal.structure.theta for proposal in _search(_spec(sampler=Grid(designs="named")), 20)]
+        assert named == list(NAMED.values())
+
+    def test_tries_equal_models_once(self) -> None:
+        proposals = _search(_spec(sampler=Grid(designs="papers")), 30)
+        known = {structure_of(theta, TINY).digest for theta in PAPERS_GRID}
+        assert {proposal.structure.digest for proposal in proposals} == known
+        assert len(proposals) == len(known)
+
+    def test_keeps_subspace_and_constraints(self) -> None:
+        proposals = _search(_spec(Space(subspace="btt", constraints=Constraints(psi_max=0.9)), Grid()), 30)
+        assert proposals
+        for proposal in proposals:
+            assert (proposal.structure.taxonomy.omega, proposal.structure.theta in PAPERS_GRID) == (0, True)
+            assert proposal.structure.taxonomy.psi <= 0.9
+
+    def test_is_trained_from_seeds_that_follow_from_its_own(self) -> None:
+        seeds = [[proposal.seed for proposal in _search(_spec(sampler=Grid(seed=seed)), 3)] for seed in (0, 0, 1)]
+        assert seeds[0] == seeds[1] != seeds[2]
+
+
+class TestCheckOfTheSpace:
+    @pytest.mark.parametrize("sampler", [Tpe(), Grid()], ids=["tpe", "grid"])
+    def test_accepts_what_something_keeps(self, sampler: SamplerSpec) -> None:
+        check_space(_spec(Space(constraints=Constraints(psi_min=1, omega_max=0)), sampler))
+        check_space(_spec(sampler=sampler))
+
+    @pytest.mark.parametrize("sampler", [Tpe(), Grid()], ids=["tpe", "grid"])
+    def test_refuses_an_empty_region_and_says_what_there_is(self, sampler: SamplerSpec) -> None:
+        with pytest.raises(FieldError) as refused:
+            check_space(_spec(Space(constraints=Constraints(params_max=1)), sampler))
+        assert re.fullmatch(
+            r"constraints: expected bounds that some structure keeps; of \d+ in full, none does, "
+            r"with params from \d+ to \d+, got \{'params_max': 1\}",
+            str(refused.value),
+        )
+
+    def test_refuses_bounds_that_contradict_each_other_in_this_subspace(self) -> None:
+        space = Space(subspace="full-rank-btt", constraints=Constraints(omega_max=0, psi_max=0.9))
+        with pytest.raises(FieldError, match="none does, with omega from 0 to 0, psi from 1 to 1, got"):
+            check_space(_spec(space))
+
+    def test_leaves_plans_alone(self) -> None:
+        space = Space(constraints=Constraints(params_max=1))
+        check_space(_spec(space, Plan(runs=(Run(theta=NAMED["btt"]),))))
 
 
 class TestConstraints:
