@@ -4,6 +4,7 @@ Formulas: 2410.02117, section 4 (taxonomy) with the rank exponent as a minimum o
 formula is only for canonical theta. Counting: one MAC is one multiply-add; the papers call forward MACs "FLOPs".
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,8 +55,8 @@ def taxonomy(theta: Theta | str) -> Taxonomy:
 
 def cost(dims: Dims) -> Cost:
     """Parameters and MACs of the two-factor einsum with these axes, contracted in the cheaper order."""
-    a = dims.phi * dims.delta * dims.rho * dims.gamma * dims.alpha
-    b = dims.phi * dims.epsilon * dims.rho * dims.gamma * dims.beta
+    a = math.prod(dims.shape_A)
+    b = math.prod(dims.shape_B)
     a_first = a * dims.beta + b * dims.delta
     b_first = b * dims.alpha + a * dims.epsilon
     if a_first <= b_first:
@@ -70,6 +71,17 @@ def layer_cost(theta: Theta | str, d_in: int, d_out: int, policy: Policy = "exac
     if Theta.parse(theta).is_dense:
         return Cost(params=d_in * d_out, macs=d_in * d_out, intermediate=0, order="dense")
     return cost(resolve(theta, d_in, d_out, policy))
+
+
+def ideal_macs(theta: Theta, d_in: int, d_out: int) -> float:
+    """The MACs of the layer if axes could have any size: what ``layer_cost`` is about, at a hundredth of the work."""
+    if theta.is_dense:
+        return float(d_in * d_out)
+    alpha, beta, gamma = (d_in**exponent for exponent in theta.exponents[:3])
+    delta, epsilon, phi = (d_out**exponent for exponent in theta.exponents[3:6])
+    both = phi * min(d_in, d_out) ** theta.rho * gamma
+    a, b = both * delta * alpha, both * epsilon * beta
+    return float(min(a * beta + b * delta, b * alpha + a * epsilon))
 
 
 def rank_bound(dims: Dims) -> int:

@@ -5,8 +5,9 @@ a structure cost what the dense model costs, its parameters, its MACs, and the l
 ``workers``' part.
 """
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, Self
@@ -16,7 +17,7 @@ from pydantic import ConfigDict
 from einlayers.dims import MAX_WIDTH
 from einlayers.errors import FieldError
 from einlayers.scaling import branch_scale
-from einlayers.taxonomy import layer_cost
+from einlayers.taxonomy import ideal_macs, layer_cost
 from einlayers.theta import NAMED, Theta
 from search.checks import Flag, Number, Whole, check_number, check_whole
 from search.proxies.shapes import LayerShape, Mixture, ModelCost
@@ -132,20 +133,31 @@ class ProxySettings(ABC):
 
     def cost(self, theta: Theta, width: int) -> ModelCost:
         """Parameters and MACs per example of the model whose layers have the structure ``theta``."""
+        gains = 2 if self.weight_norm and not theta.is_dense else 0
+
+        def one(layer: LayerShape) -> ModelCost:
+            cost = layer_cost(theta, layer.d_in, layer.d_out)
+            return ModelCost(params=cost.params + gains, macs=cost.macs)
+
+        return self._cost(width, one)
+
+    def ideal_macs(self, theta: Theta, width: int) -> int:
+        """About the MACs of ``cost``: those of layers whose axes could have any size."""
+
+        def one(layer: LayerShape) -> ModelCost:
+            return ModelCost(params=0, macs=round(ideal_macs(theta, layer.d_in, layer.d_out)))
+
+        return self._cost(width, one).macs
+
+    def _cost(self, width: int, one: Callable[[LayerShape], ModelCost]) -> ModelCost:
+        """That of the model whose layers, or their experts, cost ``one`` each."""
         fixed = self.fixed_cost(width)
-        layers = [(layer.count, self._layer_cost(theta, layer)) for layer in self.layers(width)]
+        mixed = self.mixture.cost if self.mixture else lambda layer, cost: cost
+        layers = [(layer.count, mixed(layer, one(layer))) for layer in self.layers(width)]
         return ModelCost(
             params=sum(n * cost.params for n, cost in layers) + fixed.params,
             macs=self.passes_per_example * sum(n * cost.macs for n, cost in layers) + fixed.macs,
         )
-
-    def _layer_cost(self, theta: Theta, layer: LayerShape) -> ModelCost:
-        """One such layer, with its experts and their gate, or with its gains."""
-        one = layer_cost(theta, layer.d_in, layer.d_out)
-        if self.mixture is not None:
-            return self.mixture.cost(layer, ModelCost(params=one.params, macs=one.macs))
-        gains = 2 if self.weight_norm and not theta.is_dense else 0
-        return ModelCost(params=one.params + gains, macs=one.macs)
 
     def width_for(self, theta: Theta) -> int:
         """The width of this structure: the fixed one, or the one that costs what the dense model costs."""
@@ -173,14 +185,23 @@ class ProxySettings(ABC):
         return max(1, round(self.train_flops / (6 * macs * self.examples_per_step)))
 
 
+_ROUNDING = 2.0
+"""How far whole axes may take the cost of a layer from that of ideal ones, as a factor: with 2, none of 173 structures on
+seven proxies gets another width than if all widths are tried; with 1.6, three do."""
+
+
 @lru_cache(maxsize=4096)
 def _width_near(proxy: ProxySettings, theta: Theta, target: float) -> int:
-    nearest, smallest_gap = proxy.width_step, float("inf")
+    by_ideal_cost = list[tuple[float, int]]()
     for width in proxy.candidate_widths():
-        # The rest of the model grows with the width whatever the structure: once it alone is too much, so is the whole.
-        if proxy.fixed_cost(width).macs - target >= smallest_gap:
+        ideal = proxy.ideal_macs(theta, width)
+        by_ideal_cost.append((abs(math.log(ideal / target)), width))
+        if ideal > _ROUNDING**2 * target:
+            break
+    smallest_gap, nearest = math.inf, proxy.width_step
+    for distance, width in sorted(by_ideal_cost):
+        if distance > math.log(_ROUNDING) + math.log1p(smallest_gap / target):
             break
         gap = abs(proxy.cost(theta, width).macs - target)
-        if gap < smallest_gap:
-            nearest, smallest_gap = width, gap
+        smallest_gap, nearest = min((smallest_gap, nearest), (gap, width))
     return nearest

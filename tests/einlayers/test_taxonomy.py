@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 
 from einlayers.dims import Dims, resolve
-from einlayers.taxonomy import Family, classify, cost, layer_cost, rank_bound, taxonomy
+from einlayers.taxonomy import Family, classify, cost, ideal_macs, layer_cost, rank_bound, taxonomy
 from einlayers.theta import NAMED, Theta
 from tests import golden, strategies
 
@@ -148,6 +148,14 @@ class TestLayerCost:
     def test_is_the_cost_of_the_resolved_axes_otherwise(self, name: str) -> None:
         for policy in ("exact", "round"):
             assert layer_cost(NAMED[name], 96, 384, policy) == cost(resolve(NAMED[name], 96, 384, policy))
+
+
+class TestIdealMacs:
+    @pytest.mark.parametrize("theta", NAMED.values(), ids=NAMED)
+    @pytest.mark.parametrize(("d_in", "d_out"), [(256, 256), (256, 65_536), (65_536, 256)])
+    def test_are_the_macs_where_the_ideal_axes_are_whole(self, theta: Theta, d_in: int, d_out: int) -> None:
+        for each in (theta, theta.swapped()):
+            assert ideal_macs(each, d_in, d_out) == pytest.approx(layer_cost(each, d_in, d_out).macs)
 
 
 class TestClassify:

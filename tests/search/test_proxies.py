@@ -11,7 +11,11 @@ from einlayers.dims import MAX_WIDTH, resolve
 from einlayers.errors import FieldError
 from einlayers.theta import NAMED, Theta
 from search.proxies.char_lm import CHAR_VOCABULARY, CharLM
-from search.proxies.shapes import LayerShape
+from search.proxies.image_vit import ImageViT
+from search.proxies.registry import ProxySpec
+from search.proxies.regression import Regression
+from search.proxies.shapes import LayerShape, Mixture
+from search.studies.structures import RandomStructures
 from tests import golden, strategies
 from workers.models.linears import linear_factory
 
@@ -128,6 +132,14 @@ class TestMatchedWidth:
     @settings(max_examples=40)
     def test_is_the_best_of_all_widths_for_any_structure(self, theta: Theta) -> None:
         assert TINY.width_for(theta) == _brute_force(TINY, theta)
+
+    @pytest.mark.parametrize("proxy", [Regression(), Regression(mixture=Mixture(num_experts=4, top_k=2)), ImageViT()])
+    def test_is_the_best_of_all_widths_for_random_structures(self, proxy: ProxySpec) -> None:
+        target = proxy.dense_macs
+        widths = [width for width in proxy.candidate_widths() if proxy.fixed_cost(width).macs <= 2 * target]
+        for theta in RandomStructures(count=12, seed=8):
+            gaps = {width: abs(proxy.cost(theta, width).macs - target) for width in widths}
+            assert proxy.width_for(theta) == min(gaps, key=lambda width: (gaps[width], width))
 
     @pytest.mark.parametrize("dense_width", [8, 32, 44, 128, 512])
     def test_is_the_dense_width_for_dense(self, dense_width: int) -> None:
