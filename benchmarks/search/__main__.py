@@ -1,0 +1,69 @@
+"""Compare samplers: trials to a good structure, and what a proposal takes; writes ``docs/benchmarks/search.md``.
+
+python -m benchmarks.search                                    # ten seeds of a hundred trials, on everything
+python -m benchmarks.search --seeds 3 --trials 40 --out -      # a look
+"""
+
+import argparse
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.search.asks import asks
+from benchmarks.search.contestants import CONTESTANTS
+from benchmarks.search.objectives import LANDSCAPES, TABLE, Objective, Table, recorded
+from benchmarks.search.regret import Regrets, race
+from benchmarks.search.report import report
+
+
+def main() -> None:
+    """Race them all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--out", default="docs/benchmarks/search.md", help="a file, or - for the terminal")
+    arguments = parser.parse_args()
+    table = recorded(TABLE)
+    objectives: list[Objective] = [*LANDSCAPES, table]
+    with ProcessPoolExecutor(os.cpu_count()) as processes:
+        found = {
+            objective.name: races(processes, objective, arguments.seeds, arguments.trials) for objective in objectives
+        }
+    text = report(
+        found,
+        num_structures=len(table.losses),
+        num_replicates=_num_replicates(table),
+        asks=dict(asks((100, 1_000, 10_000))),
+    )
+    if arguments.out == "-":
+        print(text)
+    else:
+        Path(arguments.out).write_text(text)
+
+
+def races(processes: ProcessPoolExecutor, objective: Objective, num_seeds: int, num_trials: int) -> dict[str, Regrets]:
+    """The regrets of every contestant."""
+    asked = list(product(CONTESTANTS, range(num_seeds)))
+    regrets = list(
+        processes.map(_race, *zip(*[(name, objective, seed, num_trials) for name, seed in asked], strict=True))
+    )
+    found: dict[str, list[Sequence[float]]] = {}
+    for (name, _), each in zip(asked, regrets, strict=True):
+        found.setdefault(name, []).append(each)
+    return {name: np.array(each) for name, each in found.items()}
+
+
+def _race(name: str, objective: Objective, seed: int, num_trials: int) -> list[float]:
+    return race(CONTESTANTS[name](seed), objective, seed, num_trials)
+
+
+def _num_replicates(table: Table) -> int:
+    return min(map(len, table.losses.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Who competes: the samplers of the service as it uses them, the papers' grid, and Optuna as one would use it at first."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, cast
+
+import optuna
+from optuna.samplers import TPESampler
+from optuna.trial import Trial
+
+from einlayers.theta import Theta
+from search.proposals import PastTrial, propose
+from search.proxies.presets import PRESETS
+from search.proxies.registry import ProxySpec
+from search.samplers.registry import make_sampler
+from search.spec import Budget, CmaEs, Gp, Grid, Qmc, Random, SamplerSpec, SearchSpec, Tpe
+
+PROXY = cast(ProxySpec, PRESETS["screening"].proxy)
+"""What decides which structures are one model."""
+
+DEFAULT = SearchSpec(name="default", budget=Budget(max_trials=1)).sampler.kind
+"""The one that a search uses that names none."""
+
+RANDOM, GRID, NAIVE = "random", "papers' grid", "Optuna's TPE on seven floats"
+
+
+class Contestant(Protocol):
+    """Says what to train next, given what was trained; None when it has nothing more."""
+
+    def ask(self, history: Sequence[PastTrial]) -> Theta | None:
+        """The next structure."""
+        ...
+
+
+class OfTheService:
+    """Proposals as the runner makes them: no model twice."""
+
+    def __init__(self, sampler: SamplerSpec) -> None:
+        self._spec = SearchSpec(name="benchmark", budget=Budget(max_trials=1), proxy=PROXY, sampler=sampler)
+
+    def ask(self, history: Sequence[PastTrial]) -> Theta | None:
+        """See ``Contestant.ask``."""
+        proposal = propose(self._spec, history, lambda: make_sampler(self._spec.sampler))
+        return None if proposal is None else proposal.structure.theta
+
+
+class Naive:
+    """Optuna's defaults on seven numbers from 0 to 1, those of either side divided by their sum; rho as it comes."""
+
+    def __init__(self, seed: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._study = optuna.create_study(sampler=TPESampler(seed=seed))
+        self._asked: Trial | None = None
+
+    def ask(self, history: Sequence[PastTrial]) -> Theta | None:
+        """See ``Contestant.ask``."""
+        if self._asked is not None:
+            self._study.tell(self._asked, history[-1].loss)
+        self._asked = self._study.ask()
+        weights = [self._asked.suggest_float(name, 0, 1) for name in ("a", "b", "c", "d", "e", "f", "rho")]
+        sides = [[max(weight, 1e-12) for weight in side] for side in (weights[:3], weights[3:6])]
+        shares = [weight / sum(side) for side in sides for weight in side]
+        # Degenerate ranks are trained as what they are: a rank beyond the axes that it joins is no rank.
+        return Theta.of((*shares, weights[-1])).canonical()
+
+
+CONTESTANTS: Mapping[str, Callable[[int], Contestant]] = {
+    RANDOM: lambda seed: OfTheService(Random(seed=seed)),
+    GRID: lambda seed: OfTheService(Grid(seed=seed)),
+    NAIVE: Naive,
+    "tpe": lambda seed: OfTheService(Tpe(seed=seed)),
+    "gp": lambda seed: OfTheService(Gp(seed=seed)),
+    "cma-es": lambda seed: OfTheService(CmaEs(seed=seed)),
+    "qmc": lambda seed: OfTheService(Qmc(seed=seed)),
+}
+"""By name; each is made from a seed."""

@@ -1,0 +1,168 @@
+"""What samplers are compared on: landscapes whose optimum is known, and a table of structures that were really trained."""
+
+import csv
+import gzip
+import math
+import random
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from einlayers.taxonomy import taxonomy
+from einlayers.theta import NAMED, Theta
+from search.space import SUBSPACES
+
+TABLE = Path(__file__).parent / "screening.csv.gz"
+"""What ``python -m benchmarks.search.record`` has measured."""
+
+
+class Objective(Protocol):
+    """Structures with a true loss, of which a trial sees a noisy one; losses are logarithms."""
+
+    @property
+    def name(self) -> str:
+        """As the report calls it."""
+        ...
+
+    @property
+    def lowest(self) -> float:
+        """The true loss of the best structure."""
+        ...
+
+    def place(self, theta: Theta, tried: Collection[Theta]) -> Theta:
+        """The structure that is trained for ``theta``."""
+        ...
+
+    def truth(self, theta: Theta) -> float:
+        """The true loss of a structure that was placed."""
+        ...
+
+    def measure(self, theta: Theta, draw: random.Random) -> float:
+        """The loss that a trial of it sees."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Landscape:
+    """A loss that grows with the distance from one structure: in sharing, in rank, and in the exponents."""
+
+    name: str
+    target: Theta
+    noise_sd: float = 0.0
+
+    @property
+    def lowest(self) -> float:
+        """That of the target."""
+        return 0.0
+
+    def place(self, theta: Theta, tried: Collection[Theta]) -> Theta:
+        """Itself."""
+        return theta
+
+    def truth(self, theta: Theta) -> float:
+        """How far it is from the target; a theta and its swap are the same structure."""
+        here, there = taxonomy(theta), taxonomy(self.target)
+        target = self.target.canonical().exponents
+        away = min(math.dist(each.exponents, target) for each in (theta.canonical(), theta.canonical().swapped()))
+        return 0.6 * abs(here.omega - there.omega) + 0.3 * abs(here.psi - there.psi) + 0.2 * away
+
+    def measure(self, theta: Theta, draw: random.Random) -> float:
+        """With noise."""
+        return self.truth(theta) + draw.gauss(0, self.noise_sd)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Structures with the losses of several seeds, by theta; a trial sees one of them, and their mean counts as true."""
+
+    losses: Mapping[Theta, Sequence[float]]
+    name: str = "recorded"
+
+    @cached_property
+    def lowest(self) -> float:
+        """That of the best structure of the table."""
+        return min(self.truth(theta) for theta in self.losses)
+
+    def place(self, theta: Theta, tried: Collection[Theta]) -> Theta:
+        """The nearest structure of the table, by the coordinates of the full space, that has not been tried."""
+        point = np.array(_unit(theta))
+        distances = np.abs(self._points - point).sum(axis=1)
+        nearest_first = (self._thetas[int(i)] for i in np.argsort(distances, kind="stable"))
+        return next(each for each in nearest_first if each not in tried)
+
+    def truth(self, theta: Theta) -> float:
+        """The mean over all seeds."""
+        losses = self.losses[theta]
+        return sum(losses) / len(losses)
+
+    def measure(self, theta: Theta, draw: random.Random) -> float:
+        """One of the seeds."""
+        return draw.choice(self.losses[theta])
+
+    @cached_property
+    def _thetas(self) -> list[Theta]:
+        return list(self.losses)
+
+    @cached_property
+    def _points(self) -> np.ndarray:
+        return np.array([_unit(theta) for theta in self._thetas])
+
+
+LANDSCAPES: tuple[Landscape, ...] = tuple(
+    Landscape(name=f"{place}, {'noise' if noise_sd else 'no noise'}", target=target, noise_sd=noise_sd)
+    for place, target in (
+        ("optimum on faces", NAMED["monarch"]),
+        ("optimum inside", Theta.parse("(0.45|0.1|0.45|0.15|0.5|0.35|0.1)")),
+    )
+    for noise_sd in (0.0, 0.02)
+)
+"""As noisy as a trial of a few seconds, or not at all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A training run of the table: its loss at the halves of its compute, the last of them at all of it."""
+
+    theta: Theta
+    width: int
+    seed: int
+    losses: tuple[float, ...]
+
+
+def read_rows(path: Path = TABLE) -> Iterator[Row]:
+    """The runs that were recorded."""
+    with gzip.open(path, "rt", newline="") as file:
+        for theta, width, seed, *losses in csv.reader(file):
+            yield Row(theta=Theta.parse(theta), width=int(width), seed=int(seed), losses=tuple(map(float, losses)))
+
+
+def write_rows(rows: Sequence[Row], path: Path = TABLE) -> None:
+    """Keep runs, in the same bytes whenever they are the same runs."""
+    with path.open("wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as packed:
+        lines = (
+            ",".join([_text(row.theta), str(row.width), str(row.seed), *(f"{loss:.5g}" for loss in row.losses)])
+            for row in rows
+        )
+        packed.write("".join(f"{line}\n" for line in lines).encode())
+
+
+def recorded(path: Path = TABLE) -> Table:
+    """The table of the losses at full compute, as logarithms."""
+    losses: dict[Theta, list[float]] = {}
+    for row in read_rows(path):
+        losses.setdefault(row.theta, []).append(math.log(row.losses[-1]))
+    return Table(losses)
+
+
+def _text(theta: Theta) -> str:
+    """All of it: as text for people, a theta has three digits."""
+    return "(" + "|".join(f"{exponent:.12g}" for exponent in theta.exponents) + ")"
+
+
+def _unit(theta: Theta) -> tuple[float, ...]:
+    unit = SUBSPACES["full"].to_unit(theta)
+    return unit if unit is not None else SUBSPACES["full"].to_unit(NAMED["dense"]) or ()

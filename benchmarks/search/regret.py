@@ -1,0 +1,87 @@
+"""How far the best that a contestant has found is from the best that there is, trial by trial, and how sure that is."""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.search.contestants import PROXY, Contestant
+from benchmarks.search.objectives import Objective
+from einlayers.theta import Theta
+from search.proposals import PastTrial
+from search.states import TrialState
+from search.structure import structure_of
+
+# S seeds, T trials
+Regrets = npt.NDArray[np.float64]
+"""``(S, T)``: the true loss of what looked best so far, less the lowest there is."""
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean over seeds with its 95% bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def race(contestant: Contestant, objective: Objective, seed: int, num_trials: int) -> list[float]:
+    """The regrets of one search. What has nothing more to propose keeps its last one."""
+    draw, history, tried = random.Random(seed), list[PastTrial](), set[Theta]()
+    regrets = list[float]()
+    best = np.inf
+    while len(regrets) < num_trials:
+        asked = contestant.ask(history)
+        if asked is None:
+            regrets += regrets[-1:] * (num_trials - len(regrets))
+            break
+        theta = objective.place(asked, tried)
+        loss = objective.measure(theta, draw)
+        digest = structure_of(theta, PROXY).digest
+        history.append(PastTrial(theta=theta, digest=digest, state=TrialState.COMPLETED, loss=loss))
+        tried.add(theta)
+        if loss < best:
+            best, regret = loss, objective.truth(theta) - objective.lowest
+        regrets.append(regret)
+    return regrets
+
+
+def mean(regrets_ST: Regrets, num_trials: int) -> Interval:
+    """The regret after so many trials."""
+    regrets_S = regrets_ST[:, num_trials - 1]
+    draws = np.random.default_rng(0).integers(len(regrets_S), size=(_RESAMPLES, len(regrets_S)))
+    return _interval(float(regrets_S.mean()), regrets_S[draws].mean(axis=1))
+
+
+def speedup(regrets_ST: Regrets, random_ST: Regrets) -> Interval:
+    """How many times fewer trials it needs than random search does for the regret that this has at its end.
+
+    A ratio of the trials at which the means over seeds get there; one more than all of them where they do not.
+    """
+    draw = np.random.default_rng(0)
+    num = len(regrets_ST)
+    ratios = [
+        _ratio(regrets_ST[draw.integers(num, size=num)], random_ST[draw.integers(len(random_ST), size=len(random_ST))])
+        for _ in range(_RESAMPLES)
+    ]
+    return _interval(_ratio(regrets_ST, random_ST), np.array(ratios))
+
+
+def _ratio(regrets_ST: Regrets, random_ST: Regrets) -> float:
+    goal = random_ST.mean(axis=0)[-1]
+    return _trials_to(random_ST, goal) / _trials_to(regrets_ST, goal)
+
+
+def _trials_to(regrets_ST: Regrets, goal: float) -> int:
+    means_T = regrets_ST.mean(axis=0)
+    reached = np.nonzero(means_T <= goal)[0]
+    return int(reached[0]) + 1 if len(reached) else len(means_T) + 1
+
+
+def _interval(value: float, draws: npt.NDArray[np.float64]) -> Interval:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Interval(value, float(low), float(high))

@@ -1,0 +1,114 @@
+"""The comparison of samplers: what they are compared on, and how regret is counted."""
+
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.search import record
+from benchmarks.search.contestants import CONTESTANTS, DEFAULT, GRID, PROXY, RANDOM
+from benchmarks.search.objectives import LANDSCAPES, Landscape, Row, Table, read_rows, recorded, write_rows
+from benchmarks.search.regret import mean, race, speedup
+from benchmarks.search.report import report
+from einlayers.theta import NAMED, Theta
+from search.designs import PAPERS_GRID
+from search.proposals import PastTrial
+from search.structure import structure_of
+from search.studies.structures import RandomStructures
+
+QUIET = Landscape(name="quiet", target=NAMED["monarch"])
+TABLE = Table({NAMED["monarch"]: (1.0, 3.0), NAMED["btt"]: (1.5, 1.7), NAMED["low-rank"]: (4.0, 4.0)})
+
+
+class InOrder:
+    """Proposes what it is given."""
+
+    def __init__(self, thetas: Sequence[Theta]) -> None:
+        self.thetas = thetas
+
+    def ask(self, history: Sequence[PastTrial]) -> Theta | None:
+        return self.thetas[len(history)] if len(history) < len(self.thetas) else None
+
+
+class TestLandscape:
+    @pytest.mark.parametrize("landscape", LANDSCAPES, ids=lambda each: each.name)
+    def test_is_lowest_at_its_target_and_the_swap_of_it(self, landscape: Landscape) -> None:
+        assert landscape.truth(landscape.target) == landscape.truth(landscape.target.swapped()) == landscape.lowest
+        assert all(landscape.truth(theta) > 0.01 for theta in RandomStructures(count=50, seed=3))
+
+    def test_is_measured_with_its_noise(self) -> None:
+        draw, noisy = random.Random(0), Landscape(name="noisy", target=NAMED["btt"], noise_sd=0.1)
+        errors = [noisy.measure(NAMED["monarch"], draw) - noisy.truth(NAMED["monarch"]) for _ in range(400)]
+        assert np.std(errors) == pytest.approx(0.1, rel=0.15)
+        assert QUIET.measure(NAMED["btt"], draw) == QUIET.truth(NAMED["btt"])
+
+
+class TestTable:
+    def test_gives_the_nearest_structure_that_was_not_tried(self) -> None:
+        near_monarch = Theta.parse("(0.51|0|0.49|0|0.5|0.5|0)")
+        assert TABLE.place(near_monarch, set()) == NAMED["monarch"]
+        assert TABLE.place(near_monarch, {NAMED["monarch"]}) == NAMED["btt"]
+
+    def test_measures_one_seed_and_knows_the_mean(self) -> None:
+        assert {TABLE.measure(NAMED["monarch"], random.Random(seed)) for seed in range(20)} == {1.0, 3.0}
+        assert TABLE.truth(NAMED["monarch"]) == 2.0
+        assert TABLE.lowest == 1.6
+
+    def test_is_kept_exactly(self, tmp_path: Path) -> None:
+        thetas = [NAMED["btt"], *RandomStructures(count=3, seed=0)]
+        rows = [Row(theta=theta, width=24, seed=seed, losses=(0.5, 0.25)) for theta in thetas for seed in (1, 2)]
+        write_rows(rows, tmp_path / "rows")
+        assert list(read_rows(tmp_path / "rows")) == rows
+        again = tmp_path / "again"
+        write_rows(rows, again)
+        assert again.read_bytes() == (tmp_path / "rows").read_bytes()
+        assert recorded(again).losses == {theta: [math.log(0.25)] * 2 for theta in thetas}
+
+    def test_that_is_recorded_has_every_model_once(self) -> None:
+        thetas = record.structures()
+        assert len({structure_of(theta, PROXY).digest for theta in thetas}) == len(thetas) >= 300
+        known = {structure_of(theta, PROXY).digest for theta in thetas}
+        assert all(structure_of(theta, PROXY).digest in known for theta in (*NAMED.values(), *PAPERS_GRID))
+
+
+class TestRegret:
+    def test_is_that_of_what_looked_best_and_not_of_what_was(self) -> None:
+        class Lucky(Table):
+            def measure(self, theta: Theta, draw: random.Random) -> float:
+                return min(self.losses[theta])
+
+        objective = Lucky(TABLE.losses)
+        regrets = race(InOrder([NAMED["low-rank"], NAMED["btt"], NAMED["monarch"]]), objective, 0, 3)
+        assert regrets == pytest.approx([2.4, 0.0, 0.4])
+
+    def test_stays_where_nothing_more_is_proposed(self) -> None:
+        assert race(InOrder([NAMED["monarch"]]), QUIET, 0, 4) == [0.0] * 4
+
+    @pytest.mark.parametrize("name", CONTESTANTS)
+    def test_follows_from_the_seed_and_never_grows_without_noise(self, name: str) -> None:
+        first, again = (race(CONTESTANTS[name](3), QUIET, 3, 12) for _ in range(2))
+        assert first == again == sorted(first, reverse=True)
+        assert len(first) == 12
+
+    def test_is_a_mean_with_an_interval(self) -> None:
+        regrets_ST = np.array([[4.0, 1.0], [4.0, 3.0]])
+        found = mean(regrets_ST, 2)
+        assert (found.low, found.value, found.high) == (1.0, 2.0, 3.0)
+
+    def test_compares_the_trials_that_are_needed(self) -> None:
+        slow_ST, fast_ST = np.tile([5.0, 4.0, 3.0, 2.0], (3, 1)), np.tile([5.0, 2.0, 1.0, 1.0], (3, 1))
+        assert (speedup(fast_ST, slow_ST).low, speedup(fast_ST, slow_ST).value) == (2.0, 2.0)
+        assert speedup(slow_ST, slow_ST).value == 1.0
+        assert speedup(slow_ST, fast_ST).value == pytest.approx(3 / 5)
+
+
+def test_reports_every_objective_and_contestant() -> None:
+    regrets = {name: np.full((2, 8), 0.5) for name in (RANDOM, GRID, DEFAULT)}
+    text = report({"a landscape": regrets}, num_structures=3, num_replicates=2, asks={"`tpe`, 100": 0.004})
+    assert "## A landscape" in text
+    assert "| random | 0.5000 [0.5000, 0.5000] | 0.5000 [0.5000, 0.5000] | 0.5000 [0.5000, 0.5000] | 1 |" in text
+    assert f"| **{DEFAULT}** (default) |" in text
+    assert "| `tpe`, 100 | 4 |" in text
