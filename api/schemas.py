@@ -105,7 +105,7 @@ class SearchResource(Schema):
         own = {"progress", "waiting_for", "fidelity"}
         columns = {name: getattr(search, name) for name in cls.model_fields.keys() - own}
         progress = ProgressResource(
-            max_trials=search.spec.num_trials(search.spec.budget),
+            max_trials=search.max_trials,
             finished=search.num_finished,
             counts={state: count for state, count in search.counts.items() if count},
             best_loss=search.best_loss,
@@ -136,7 +136,8 @@ class AttemptResource(Schema):
 
 class TrialResource(Schema):
     """A structure, trained once from one seed. ``macs`` per example (of text: a token), forward; ``loss`` held out.
-    ``transfers``: whether the learning rate transfers to it, null where that was not checked."""
+    ``transfers``: whether the learning rate transfers to it, null where that was not checked. ``expected_loss``: of one that
+    was pruned, what it would have had."""
 
     id: str
     search_id: str
@@ -161,6 +162,7 @@ class TrialResource(Schema):
     seed: int
     history_size: int
     loss: float | None
+    expected_loss: float | None
     seconds: float | None
     cpu_seconds: float | None
     excluded_at: datetime | None

@@ -110,6 +110,7 @@ class Trial(TypedDict):
     seed: int
     history_size: int
     loss: float | None
+    expected_loss: float | None
     seconds: float | None
     cpu_seconds: float | None
     excluded_at: str | None

@@ -32,7 +32,8 @@ spread over the whole space. When these are all refused too, the space counts as
 class PastTrial:
     """A trial as the next proposal sees it; the history lists them in order of their number.
 
-    One that was ``excluded`` is known, and not tried again by the search itself, but its loss teaches nothing.
+    One that was ``excluded`` is known, and not tried again by the search itself, but its loss teaches nothing. The loss of
+    one that was pruned is what it would have had.
     """
 
     theta: Theta
@@ -135,11 +136,12 @@ def training_seed(spec: SearchSpec, number: int) -> int:
 
 
 def _lacking_replicates(history: Sequence[PastTrial], replicates: int) -> PastTrial | None:
-    """The first structure that has been tried less often than wanted."""
+    """The first structure that has been tried less often than wanted, and was not given up."""
     if replicates == 1:
         return None
     times = Counter(past.digest for past in history)
-    return next((past for past in history if times[past.digest] < replicates), None)
+    given_up = {past.digest for past in history if past.state is TrialState.PRUNED}
+    return next((past for past in history if times[past.digest] < replicates and past.digest not in given_up), None)
 
 
 def derive_seed(seed: int, purpose: str, *numbers: int) -> int:

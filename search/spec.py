@@ -187,6 +187,61 @@ class NoPruner:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Stopping:
+    """From ``min_share`` of its compute on, a trial is compared with those of at least ``startup_structures`` others."""
+
+    min_share: Number = 0.125
+    startup_structures: Whole = 8
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        # The first point of a learning curve lies at a sixteenth.
+        check_number("min_share", self.min_share, 1 / 16, 1 / 2)
+        check_whole("startup_structures", self.startup_structures, 1, 10_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuccessiveHalving(_Stopping):
+    """At every rung the best of ``reduction`` structures goes on, with ``reduction`` times the compute (1810.05934)."""
+
+    kind: Literal["successive-halving"] = "successive-halving"
+    reduction: Whole = 2
+
+    def __post_init__(self) -> None:
+        _Stopping.__post_init__(self)
+        _check_reduction(self.reduction)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hyperband(_Stopping):
+    """Successive halving in brackets that take turns, each with a first rung of its own, for losses that cross
+    (1603.06560)."""
+
+    kind: Literal["hyperband"] = "hyperband"
+    reduction: Whole = 2
+
+    def __post_init__(self) -> None:
+        _Stopping.__post_init__(self)
+        _check_reduction(self.reduction)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MedianRule(_Stopping):
+    """At every point of its learning curve, the better half of the structures goes on."""
+
+    kind: Literal["median"] = "median"
+
+    reduction: ClassVar[int] = 2
+
+
+def _check_reduction(reduction: int) -> None:
+    check_whole("reduction", reduction, 2, 4)
+    if reduction == 3:
+        raise FieldError("reduction", expected="2 or 4, as curves have points at powers of two", got=reduction)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
     """What makes a structure better: a lower held-out loss of its averaged weights."""
 
@@ -223,12 +278,16 @@ class Budget:
         if self.max_trials is None and self.max_seconds is None and self.max_train_flops is None:
             raise FieldError("max_trials", expected="max_trials, max_seconds or max_train_flops to be given", got=None)
 
-    def num_trials(self, train_flops: float) -> int | None:
-        """How many trials of ``train_flops`` each it pays for; None where only time limits them."""
-        # A hair more than the quotient: three times a third of the budget is the budget.
-        paid = None if self.max_train_flops is None else int(self.max_train_flops / train_flops * (1 + 1e-9))
-        limits = [limit for limit in (self.max_trials, paid) if limit is not None]
-        return min(limits) if limits else None
+    def num_trials(self, train_flops: float, *, num_begun: int = 0, spent: float = 0.0) -> int | None:
+        """How many trials of ``train_flops`` each it pays for, after ``num_begun`` for which ``spent`` are reserved; None
+        where only time limits them."""
+        limits = list[int]()
+        if self.max_trials is not None:
+            limits.append(self.max_trials - num_begun)
+        if self.max_train_flops is not None:
+            # A hair more than the quotient: three times a third of the budget is the budget.
+            limits.append(int((self.max_train_flops * (1 + 1e-9) - spent) / train_flops))
+        return max(0, min(limits)) if limits else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,7 +309,7 @@ class Resources:
 
 
 SamplerSpec = Annotated[Tpe | Gp | CmaEs | Qmc | Random | Grid | Plan, Discriminator("kind")]
-PrunerSpec = NoPruner
+PrunerSpec = Annotated[NoPruner | SuccessiveHalving | Hyperband | MedianRule, Discriminator("kind")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,12 +350,13 @@ class SearchSpec:
         check_whole("replicates", self.replicates, 1, 100)
         check_whole("concurrency", self.concurrency, 1, 1024)
 
-    def num_trials(self, budget: Budget) -> int | None:
-        """How many trials a budget pays for; None where only time limits them."""
+    def num_trials(self, budget: Budget, *, num_begun: int = 0, spent: float = 0.0) -> int | None:
+        """How many trials a budget pays for if all train to the end, after ``num_begun`` for which ``spent`` training FLOPs
+        are reserved; None where only time limits them."""
         if isinstance(self.sampler, Plan):
             planned = len(self.sampler.runs)
-            return planned if budget.max_trials is None else min(planned, budget.max_trials)
-        return budget.num_trials(self.proxy.train_flops)
+            return (planned if budget.max_trials is None else min(planned, budget.max_trials)) - num_begun
+        return budget.num_trials(self.proxy.train_flops, num_begun=num_begun, spent=spent)
 
     def train_flops(self, budget: Budget) -> float | None:
         """The training FLOPs of all trials that a budget pays for; None where only time limits them."""
@@ -312,6 +372,8 @@ class SearchSpec:
             )
         if self.replicates != 1:
             raise FieldError("replicates", expected="1: a plan lists its replicates", got=self.replicates)
+        if not isinstance(self.pruner, NoPruner):
+            raise FieldError("pruner", expected="none: what a plan lists is measured whole", got=self.pruner.kind)
         for number, run in enumerate(plan.runs):
             try:
                 run.on(self.proxy)

@@ -164,8 +164,18 @@ class Search(Base):
     @property
     def num_unproposed(self) -> int:
         """How many more trials the budget pays for; a budget of time alone pays for any number."""
-        most = self.spec.num_trials(self.spec.budget)
-        return 100_000 if most is None else max(0, most - self.num_trials)
+        more = self._num_more
+        return 100_000 if more is None else max(0, more)
+
+    @property
+    def max_trials(self) -> int | None:
+        """How many trials there will be, if those to come train to the end; None where only time limits them."""
+        more = self._num_more
+        return None if more is None else self.num_trials + more
+
+    @property
+    def _num_more(self) -> int | None:
+        return self.spec.num_trials(self.spec.budget, num_begun=self.num_trials, spent=self.train_flops)
 
     def seconds_at(self, time: datetime) -> float:
         """Wall-clock seconds that the search has run by ``time``, pauses not counted."""
@@ -206,6 +216,8 @@ class Trial(Base):
 
     ``changed`` is the number of the search's event that told of the last change: what is newer than a number seen before
     is found without reading the rest. ``alone``: it ran out of memory, and its next attempt gets a device to itself.
+    ``train_flops`` are reserved, and those that were used once it has been pruned; ``expected_loss`` is what the sampler
+    sees of it then.
     """
 
     __tablename__ = "trials"
@@ -245,6 +257,7 @@ class Trial(Base):
     changed: Mapped[int] = mapped_column(BigInteger)
     alone: Mapped[bool] = mapped_column(default=False)
     loss: Mapped[float | None]
+    expected_loss: Mapped[float | None]
     seconds: Mapped[float | None]
     cpu_seconds: Mapped[float | None]
     coordinates: Mapped[dict[str, Coordinates] | None] = mapped_column(AsJSON(dict[str, Coordinates]))
@@ -259,7 +272,9 @@ class Trial(Base):
 
     def proxy_in(self, search: Search) -> ProxySpec:
         """What it is trained on: the proxy of its search, with what its own run changes."""
-        return replace(search.spec.proxy, train_flops=self.train_flops, base_lr=self.base_lr)
+        pruned = self.state is TrialState.PRUNED
+        train_flops = search.spec.proxy.train_flops if pruned else self.train_flops
+        return replace(search.spec.proxy, train_flops=train_flops, base_lr=self.base_lr)
 
     @property
     def transfers(self) -> bool | None:
@@ -296,6 +311,11 @@ class Attempt(Base):
     finished_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
 
     trial: Mapped[Trial] = relationship(lazy="raise", back_populates="attempts")
+
+    @property
+    def is_to_be_pruned(self) -> bool:
+        """Whether it runs and was found not to be worth going on: the reason is there before the end."""
+        return self.state is AttemptState.RUNNING and self.reason is not None
 
 
 class Measurement(Base):

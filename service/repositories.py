@@ -45,7 +45,14 @@ def searches_of(session: Session, runner_id: str) -> Sequence[Search]:
 def history(session: Session, search_id: str, *, since: int = -1) -> list[tuple[int, PastTrial]]:
     """The trials of a search as the next proposal sees them, with their numbers: those changed after event ``since``."""
     query = (
-        select(Trial.number, Trial.theta, Trial.digest, Trial.state, Trial.loss, Trial.excluded_at)
+        select(
+            Trial.number,
+            Trial.theta,
+            Trial.digest,
+            Trial.state,
+            func.coalesce(Trial.loss, Trial.expected_loss),
+            Trial.excluded_at,
+        )
         .where(Trial.search_id == search_id, Trial.changed > since)
         .order_by(Trial.number)
     )

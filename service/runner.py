@@ -154,6 +154,8 @@ class Runner:
                     trials.take_over(session, lease, attempt.id)
                 else:
                     trials.record_loss(session, lease, attempt.id, "its slot does not know of it")
+            if adopted and attempt.is_to_be_pruned:
+                self._pool.stop(attempt.id)
             logger.info("%s attempt %s", "took over" if adopted else "lost", attempt.id)
         for key in self._pool.assignments().keys() - running.keys() - heard:
             if _search_id(key) in self._leases:
@@ -322,16 +324,19 @@ class Runner:
             # Read together; by their ids, below, they are then found without asking the database again.
             attempts = repositories.attempts(session, [event.key for event in batch])
             logger.debug("recording %d events of %d attempts", len(batch), len(attempts))
-            outcomes = {}
+            outcomes, hopeless = {}, []
             for event in batch:
                 match event:
                     case Progress(key=key, report=report):
-                        trials.record_progress(session, lease, key, report)
+                        if trials.record_progress(session, lease, key, report):
+                            hopeless.append(key)
                     case Finished(key=key, outcome=outcome):
                         outcomes[key] = outcome
                     case Lost(key=key, reason=reason):
                         trials.record_loss(session, lease, key, reason)
             trials.record_outcomes(session, lease, outcomes)
+        for key in hopeless:
+            self._pool.stop(key)
 
     def _current_stats(self) -> RunnerStats:
         return replace(

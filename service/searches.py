@@ -256,23 +256,18 @@ def _check_data(proxy: ProxySpec, corpora_dir: Path | None) -> None:
 def _spent(search: Search) -> Reason:
     """Which part of the budget it is that pays for no further trial; or that there is none left, of a plan."""
     budget = search.spec.budget
-    if budget.max_trials is not None and budget.max_trials == search.spec.num_trials(budget):
+    # Where trials are pruned, their number may be spent although at first the training FLOPs paid for fewer.
+    if budget.max_trials is not None and budget.max_trials in (search.num_trials, search.spec.num_trials(budget)):
         return Reason.BUDGET_TRIALS
     return Reason.SPACE_EXHAUSTED if budget.max_train_flops is None else Reason.BUDGET_TRAIN_FLOPS
 
 
 def _check_covers(search: Search, budget: Budget) -> None:
-    most = search.spec.num_trials(budget)
-    if most is not None and most < search.num_trials:
-        field = "max_trials" if budget.max_trials == most else "max_train_flops"
-        raise InvalidValue(
-            "/budget",
-            FieldError(
-                field,
-                expected=f"a budget for the {search.num_trials} trials that there are",
-                got=f"one for {most}",
-            ),
-        )
+    for field, begun in (("max_trials", search.num_trials), ("max_train_flops", search.train_flops)):
+        limit = getattr(budget, field)
+        if limit is not None and limit * (1 + 1e-9) < begun:
+            expected = f"at least the {begun:g} of the {search.num_trials} trials that there are"
+            raise InvalidValue("/budget", FieldError(field, expected=expected, got=limit))
 
 
 def _locked(session: Session, search_id: str, caller: Caller) -> Search:

@@ -17,7 +17,7 @@ from search.proposals import Proposal, training_seed
 from search.states import AttemptState, SearchState, TrialState
 from search.structure import structure_of
 from search.trial import Outcome, OutcomeKind, Report
-from service import events, leases, rankings, repositories
+from service import events, leases, rankings, repositories, rungs
 from service.clock import now
 from service.errors import BudgetExhausted, WrongState
 from service.keys import LOCAL, Caller
@@ -146,14 +146,18 @@ def take_over(session: Session, lease: Lease, attempt_id: str) -> None:
         attempt.runner_id, attempt.epoch = lease.runner_id, lease.epoch
 
 
-def record_progress(session: Session, lease: Lease, attempt_id: str, report: Report) -> None:
-    """Add a point to the learning curve."""
+def record_progress(session: Session, lease: Lease, attempt_id: str, report: Report) -> bool:
+    """Add a point to the learning curve; whether the trial is not worth going on, and its attempt is to be stopped."""
     search = repositories.search_by_id(session, lease.search_id, lock=True)
     attempt = repositories.attempt_by_id(session, attempt_id)
-    if attempt is not None and _may_write(search, lease, attempt):
-        _measure(session, attempt_id, [report])
-        data = {"attempt": attempt.number, **asdict(report)}
-        events.emit(session, search, "trial.progress", data, trial_id=attempt.trial_id)
+    if attempt is None or not _may_write(search, lease, attempt):
+        return False
+    _measure(session, attempt_id, [report])
+    data = {"attempt": attempt.number, **asdict(report)}
+    events.emit(session, search, "trial.progress", data, trial_id=attempt.trial_id)
+    if not attempt.is_to_be_pruned and (verdict := rungs.verdict(session, search, attempt, report)):
+        attempt.reason, attempt.trial.expected_loss = verdict.reason, verdict.expected_loss
+    return attempt.is_to_be_pruned
 
 
 def record_outcomes(session: Session, lease: Lease, outcomes: Mapping[str, Outcome]) -> None:
@@ -180,12 +184,27 @@ def _record_end(session: Session, search: Search, attempt: Attempt, outcome: Out
     elif outcome.kind is OutcomeKind.OUT_OF_MEMORY:
         end_attempt(session, attempt, AttemptState.OUT_OF_MEMORY, outcome.reason)
         _retry_alone(session, search, trial, outcome.reason)
+    elif outcome.kind is OutcomeKind.CANCELLED and attempt.is_to_be_pruned:
+        _record_pruned(session, search, attempt, outcome)
     else:
         cancelled = outcome.kind is OutcomeKind.CANCELLED
+        trial.expected_loss = None
         end_attempt(session, attempt, AttemptState.CANCELLED if cancelled else AttemptState.ENDED, outcome.reason)
         trial.loss, trial.seconds, trial.cpu_seconds = outcome.loss, outcome.seconds, outcome.cpu_seconds
         trial.coordinates = dict(outcome.coordinates)
         end(session, search, trial, _ENDS[outcome.kind], outcome.reason)
+
+
+def _record_pruned(session: Session, search: Search, attempt: Attempt, outcome: Outcome) -> None:
+    trial, reason = attempt.trial, attempt.reason
+    end_attempt(session, attempt, AttemptState.ENDED, reason)
+    trial.seconds, trial.cpu_seconds = outcome.seconds, outcome.cpu_seconds
+    trial.coordinates = dict(outcome.coordinates)
+    # What was reserved and not used pays for other trials.
+    used = max((report.train_flops for report in outcome.curve), default=0.0)
+    search.train_flops += used - trial.train_flops
+    trial.train_flops = used
+    end(session, search, trial, TrialState.PRUNED, reason)
 
 
 def record_loss(session: Session, lease: Lease, attempt_id: str, reason: str) -> None:

@@ -91,7 +91,14 @@ SEARCHES = [
     *(_case("/sampler/kind", kind, "got ", "/sampler") for kind in NO_KINDS),
     *(_case("/sampler/seed", seed, "expected a whole number from 0 to") for seed in (-1, 2**63, 2**64, 10**400)),
     *(_case("/sampler/startup_trials", value, "expected a whole number from 1 to") for value in (0, 10**6)),
-    _case("/pruner/kind", "hyperband", "'none'"),
+    _case(
+        "/pruner/kind", "patience", "does not match any of the expected tags: 'none', 'successive-halving'", "/pruner"
+    ),
+    _case("/pruner", {"kind": "successive-halving", "reduction": 3}, "expected 2 or 4", "/pruner/reduction"),
+    _case(
+        "/pruner", {"kind": "hyperband", "min_share": 0.9}, "expected a number from 0.0625 to 0.5", "/pruner/min_share"
+    ),
+    _case("/pruner", {"kind": "median", "reduction": 2}, "Unexpected keyword argument", "/pruner/reduction"),
     _case(
         "/space/subspace",
         "everything",

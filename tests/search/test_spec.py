@@ -6,6 +6,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from einlayers.errors import FieldError
 from einlayers.taxonomy import Taxonomy
+from einlayers.theta import NAMED
+from search.plan import Plan, Run
 from search.proxies.char_lm import CharLM, FileCorpus
 from search.proxies.shapes import ModelCost
 from search.spec import (
@@ -13,14 +15,19 @@ from search.spec import (
     CmaEs,
     Constraints,
     Gp,
+    Grid,
+    Hyperband,
+    MedianRule,
     NoPruner,
     Objective,
+    PrunerSpec,
     Qmc,
     Random,
     Resources,
     SamplerSpec,
     SearchSpec,
     Space,
+    SuccessiveHalving,
     Tpe,
 )
 
@@ -128,17 +135,40 @@ class TestBudget:
 
 class TestSamplers:
     @pytest.mark.parametrize("seed", [2**63, *NO_WHOLE_NUMBER])
-    @pytest.mark.parametrize("kind", [Tpe, Gp, CmaEs, Qmc, Random])
+    @pytest.mark.parametrize("kind", [Tpe, Gp, CmaEs, Qmc, Random, Grid])
     def test_refuse_a_seed_that_a_database_cannot_hold(self, kind: Callable[..., object], seed: object) -> None:
         _refused("seed", lambda: kind(seed=seed))
 
-    @pytest.mark.parametrize("kind", [Tpe, Gp, CmaEs, Qmc, Random])
+    @pytest.mark.parametrize("kind", [Tpe, Gp, CmaEs, Qmc, Random, Grid])
     def test_take_the_largest_seed(self, kind: Callable[..., SamplerSpec]) -> None:
         assert kind(seed=2**63 - 1).seed == 2**63 - 1
 
     @pytest.mark.parametrize("value", [0, 100_001, *NO_WHOLE_NUMBER])
     def test_refuse_a_start_without_trials(self, value: object) -> None:
         _refused("startup_trials", lambda: Tpe(startup_trials=value))  # type: ignore[arg-type]  # the point of the test
+
+
+class TestPruners:
+    @pytest.mark.parametrize("reduction", [1, 3, 8, 2.0, "2", None])
+    @pytest.mark.parametrize("kind", [SuccessiveHalving, Hyperband])
+    def test_reduce_to_points_that_curves_have(self, kind: Callable[..., PrunerSpec], reduction: object) -> None:
+        assert {kind(reduction=2), kind(reduction=4), kind()} == {kind(reduction=2), kind(reduction=4)}
+        _refused("reduction", lambda: kind(reduction=reduction))
+
+    @pytest.mark.parametrize("share", [0, 1 / 17, 0.51, 1, math.nan])
+    @pytest.mark.parametrize("kind", [SuccessiveHalving, Hyperband, MedianRule])
+    def test_begin_where_curves_do_and_before_they_end(self, kind: Callable[..., PrunerSpec], share: float) -> None:
+        _refused("min_share", lambda: kind(min_share=share))
+
+    @pytest.mark.parametrize("count", [0, 10_001, *NO_WHOLE_NUMBER])
+    @pytest.mark.parametrize("kind", [SuccessiveHalving, Hyperband, MedianRule])
+    def test_compare_with_some_structures(self, kind: Callable[..., PrunerSpec], count: object) -> None:
+        _refused("startup_structures", lambda: kind(startup_structures=count))
+
+    def test_leave_plans_alone(self) -> None:
+        plan = Plan(runs=(Run(theta=NAMED["btt"]),))
+        error = _refused("pruner", lambda: _spec(sampler=plan, pruner=MedianRule()))
+        assert error.expected == "none: what a plan lists is measured whole"
 
 
 class TestSpace:

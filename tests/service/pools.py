@@ -1,11 +1,14 @@
 """Pools of local slots: more than one, shared by several runners, and such that break."""
 
+import queue
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from search.spec import Resources
-from workers.pool import Assignment, Event, LocalPool, Lost, Progress
+from search.trial import Report
+from workers.pool import Assignment, Event, Finished, LocalPool, Lost, Progress, run_assignment
 from workers.workspace import Workspace
 
 
@@ -165,3 +168,44 @@ class CutOff(LocalPools):
         if not self.power:
             raise PowerCut
         return super().wait(timeout)
+
+
+class SteppingPool(LocalPool):
+    """One slot that works from point to point of the learning curve: a wait ends at the next one, and there it rests until
+    the next wait, so that what is decided meanwhile comes in time."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        super().__init__(workspace)
+        self._told: queue.Queue[Event] = queue.Queue()
+        self._may_go_on = threading.Semaphore(0)
+        self._thread: threading.Thread | None = None
+
+    def wait(self, timeout: float) -> Sequence[Event]:
+        """See ``Pool.wait``: one point, or the end."""
+        if self._assignment is None:
+            return []
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, args=(self._assignment,))
+            self._thread.start()
+        else:
+            self._may_go_on.release()
+        event = self._told.get()
+        if isinstance(event, Finished):
+            self._thread.join()
+            self._thread, self._last, self._assignment = None, event, None
+        return [event]
+
+    def abandon(self, key: str) -> None:
+        """See ``Pool.abandon``; what runs is left to the next runner, which is given the same pool."""
+
+    def _work(self, assignment: Assignment) -> None:
+        key = assignment.key
+
+        def report(point: Report) -> None:
+            self._told.put(Progress(key=key, report=point))
+            self._may_go_on.acquire()
+
+        outcome = run_assignment(
+            assignment.spec, self._workspace, key=key, report=report, should_stop=lambda: key in self._stopped
+        )
+        self._told.put(Finished(key=key, outcome=outcome))

@@ -1,0 +1,42 @@
+"""Early stopping at the edge: what the database knows of the trials of a search at a point of their learning curves."""
+
+from collections.abc import MutableMapping
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from search.pruning import POINT, Climber, Verdict, is_rung, judge, point_of
+from search.trial import Report
+from service.models import Attempt, Measurement, Origin, Search, Trial
+
+
+def verdict(session: Session, search: Search, attempt: Attempt, report: Report) -> Verdict | None:
+    """Whether a trial is to be stopped, now that it has reported; never one that somebody asked for by its structure."""
+    spec, trial = search.spec, attempt.trial
+    point = point_of(report.train_flops / spec.proxy.train_flops)
+    if trial.origin is not Origin.SEARCH or not is_rung(spec.pruner, trial.number, point):
+        return None
+    others = _climbers(session, search, point)
+    others.pop(trial.number, None)
+    climber = Climber(number=trial.number, digest=trial.digest, loss=report.loss)
+    return judge(spec.pruner, climber, others.values(), point=point, replicates=spec.replicates)
+
+
+def _climbers(session: Session, search: Search, point: float) -> MutableMapping[int, Climber]:
+    """The trials that have been at this point, by number; of several attempts the last."""
+    total = search.spec.proxy.train_flops
+    query = (
+        select(Trial.number, Trial.digest, Trial.loss, Measurement.loss)
+        .join(Attempt, Attempt.trial_id == Trial.id)
+        .join(Measurement, Measurement.attempt_id == Attempt.id)
+        .where(
+            Trial.search_id == search.id,
+            Trial.excluded_at.is_(None),
+            Measurement.train_flops.between(point * POINT * total, point / POINT * total),
+        )
+        .order_by(Trial.number, Attempt.number)
+    )
+    return {
+        number: Climber(number=number, digest=digest, loss=loss, final_loss=final_loss)
+        for number, digest, final_loss, loss in session.execute(query)
+    }
