@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.search.asks import asks
-from benchmarks.search.contestants import CONTESTANTS
+from benchmarks.search.contestants import CONTESTANTS, DEFAULT
 from benchmarks.search.objectives import LANDSCAPES, TABLE, Objective, Table, recorded
 from benchmarks.search.regret import Regrets, race
 from benchmarks.search.report import report
+from benchmarks.search.stopping import PRUNERS, Stopped, stopped_race
 
 
 def main() -> None:
@@ -33,9 +34,11 @@ def main() -> None:
         found = {
             objective.name: races(processes, objective, arguments.seeds, arguments.trials) for objective in objectives
         }
+        stopped = {name: stops(processes, table, name, arguments.seeds, arguments.trials) for name in PRUNERS}
     text = report(
         found,
-        num_structures=len(table.losses),
+        stopped=stopped,
+        num_structures=len(table.curves),
         num_replicates=_num_replicates(table),
         asks=dict(asks((100, 1_000, 10_000))),
     )
@@ -57,12 +60,24 @@ def races(processes: ProcessPoolExecutor, objective: Objective, num_seeds: int, 
     return {name: np.array(each) for name, each in found.items()}
 
 
+def stops(
+    processes: ProcessPoolExecutor, table: Table, pruner: str, num_seeds: int, num_trials: int
+) -> Sequence[Stopped]:
+    """The default sampler with this pruner, by seed."""
+    asked = [(table, pruner, seed, num_trials) for seed in range(num_seeds)]
+    return list(processes.map(_stop, *zip(*asked, strict=True)))
+
+
+def _stop(table: Table, pruner: str, seed: int, num_trials: int) -> Stopped:
+    return stopped_race(CONTESTANTS[DEFAULT](seed), table, seed, num_trials, PRUNERS[pruner])
+
+
 def _race(name: str, objective: Objective, seed: int, num_trials: int) -> list[float]:
     return race(CONTESTANTS[name](seed), objective, seed, num_trials)
 
 
 def _num_replicates(table: Table) -> int:
-    return min(map(len, table.losses.values()))
+    return min(map(len, table.curves.values()))
 
 
 if __name__ == "__main__":

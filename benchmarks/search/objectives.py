@@ -20,6 +20,13 @@ TABLE = Path(__file__).parent / "screening.csv.gz"
 """What ``python -m benchmarks.search.record`` has measured."""
 
 
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+"""Of its compute, after which a run of the table has a loss."""
+
+Curve = tuple[float, ...]
+"""These losses."""
+
+
 class Objective(Protocol):
     """Structures with a true loss, of which a trial sees a noisy one; losses are logarithms."""
 
@@ -77,15 +84,16 @@ class Landscape:
 
 @dataclass(frozen=True)
 class Table:
-    """Structures with the losses of several seeds, by theta; a trial sees one of them, and their mean counts as true."""
+    """Structures with the learning curves of several seeds, by theta; a trial sees one of them, and the mean of the losses
+    at their ends, as logarithms, counts as true."""
 
-    losses: Mapping[Theta, Sequence[float]]
+    curves: Mapping[Theta, Sequence[Curve]]
     name: str = "recorded"
 
     @cached_property
     def lowest(self) -> float:
         """That of the best structure of the table."""
-        return min(self.truth(theta) for theta in self.losses)
+        return min(self.truth(theta) for theta in self.curves)
 
     def place(self, theta: Theta, tried: Collection[Theta]) -> Theta:
         """The nearest structure of the table, by the coordinates of the full space, that has not been tried."""
@@ -96,16 +104,19 @@ class Table:
 
     def truth(self, theta: Theta) -> float:
         """The mean over all seeds."""
-        losses = self.losses[theta]
-        return sum(losses) / len(losses)
+        return sum(math.log(curve[-1]) for curve in self.curves[theta]) / len(self.curves[theta])
 
     def measure(self, theta: Theta, draw: random.Random) -> float:
         """One of the seeds."""
-        return draw.choice(self.losses[theta])
+        return math.log(self.curve(theta, draw)[-1])
+
+    def curve(self, theta: Theta, draw: random.Random) -> Curve:
+        """One of the seeds, from the beginning."""
+        return draw.choice(self.curves[theta])
 
     @cached_property
     def _thetas(self) -> list[Theta]:
-        return list(self.losses)
+        return list(self.curves)
 
     @cached_property
     def _points(self) -> np.ndarray:
@@ -125,12 +136,12 @@ LANDSCAPES: tuple[Landscape, ...] = tuple(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A training run of the table: its loss at the halves of its compute, the last of them at all of it."""
+    """A training run of the table: its losses at ``SHARES`` of its compute."""
 
     theta: Theta
     width: int
     seed: int
-    losses: tuple[float, ...]
+    losses: Curve
 
 
 def read_rows(path: Path = TABLE) -> Iterator[Row]:
@@ -151,11 +162,11 @@ def write_rows(rows: Sequence[Row], path: Path = TABLE) -> None:
 
 
 def recorded(path: Path = TABLE) -> Table:
-    """The table of the losses at full compute, as logarithms."""
-    losses: dict[Theta, list[float]] = {}
+    """The table of these runs."""
+    curves: dict[Theta, list[Curve]] = {}
     for row in read_rows(path):
-        losses.setdefault(row.theta, []).append(math.log(row.losses[-1]))
-    return Table(losses)
+        curves.setdefault(row.theta, []).append(row.losses)
+    return Table(curves)
 
 
 def _text(theta: Theta) -> str:

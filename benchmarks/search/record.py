@@ -1,6 +1,6 @@
 """Record the table of really trained structures, in the service itself; interrupted at any time, the same command goes on.
 
-python -m benchmarks.search.record             # hundreds of structures, four seeds each: about an hour on two cores
+python -m benchmarks.search.record             # hundreds of structures, three seeds each: half an hour on two cores
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.search.contestants import PROXY
-from benchmarks.search.objectives import TABLE, Row, write_rows
+from benchmarks.search.objectives import SHARES, TABLE, Row, write_rows
 from einlayers.theta import NAMED, Theta
 from einsearch.answers import Trial
 from einsearch.client import Client
@@ -20,10 +20,8 @@ from search.structure import structure_of
 from search.studies.structures import RandomStructures
 
 NAME = "the recorded table"
-NUM_REPLICATES = 4
-RANDOM = RandomStructures(count=300, seed=1)
-NUM_RUNGS = 5
-"""How many halvings of the compute are kept, the whole of it included."""
+NUM_REPLICATES = 3
+RANDOM = RandomStructures(count=250, seed=1)
 
 
 def main() -> None:
@@ -61,7 +59,7 @@ def _spec() -> dict[str, Any]:
 
 def _row(client: Client, trial: Trial) -> Row:
     # Points lie at half powers of two of the steps; every second one from the last is a halving.
-    losses = [point["loss"] for point in client.measurements(trial["id"])][::-2][:NUM_RUNGS][::-1]
+    losses = [point["loss"] for point in client.measurements(trial["id"])][::-2][: len(SHARES)][::-1]
     return Row(theta=Theta(**trial["theta"]), width=trial["width"], seed=trial["seed"], losses=tuple(losses))
 
 

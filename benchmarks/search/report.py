@@ -1,9 +1,12 @@
 """``docs/benchmarks/search.md``, of the regrets of all contestants on all objectives."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 from benchmarks.search.contestants import DEFAULT, RANDOM
 from benchmarks.search.regret import Interval, Regrets, mean, speedup
+from benchmarks.search.stopping import Stopped
 
 _HEAD = """# Samplers compared
 
@@ -23,9 +26,15 @@ proposal trains the nearest one that was not tried, and sees the loss of one of 
 
 
 def report(
-    found: Mapping[str, Mapping[str, Regrets]], *, num_structures: int, num_replicates: int, asks: Mapping[str, float]
+    found: Mapping[str, Mapping[str, Regrets]],
+    *,
+    stopped: Mapping[str, Sequence[Stopped]],
+    num_structures: int,
+    num_replicates: int,
+    asks: Mapping[str, float],
 ) -> str:
-    """The page; ``found``: by objective and contestant; ``asks``: median seconds of a proposal by what it was of."""
+    """The page; ``found``: by objective and contestant; ``stopped``: by pruner; ``asks``: median seconds of a proposal by
+    what it was of."""
     first = next(iter(next(iter(found.values())).values()))
     num_seeds, num_trials = first.shape
     lines = [
@@ -39,6 +48,7 @@ def report(
     ]
     for objective, regrets in found.items():
         lines += [f"## {objective[0].upper()}{objective[1:]}\n", *_table(regrets), ""]
+    lines += ["## Early stopping, on what was recorded\n", *_stopping(stopped), ""]
     lines += ["## What a proposal takes\n", *_asks(asks), ""]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -53,6 +63,26 @@ def _table(regrets: Mapping[str, Regrets]) -> Iterator[str]:
         cells = [_interval(mean(regrets_ST, mark), ".4f") for mark in marks]
         cells.append("1" if name == RANDOM else _interval(speedup(regrets_ST, regrets[RANDOM]), ".1f"))
         yield f"| {shown} | " + " | ".join(cells) + " |"
+
+
+def _stopping(stopped: Mapping[str, Sequence[Stopped]]) -> Iterator[str]:
+    yield f"Whole searches of the default sampler ({DEFAULT}), trial after trial, from the same seeds.\n"
+    yield (
+        "| pruner | training FLOPs, as a share of those without | regret at the end | finds the best of the table "
+        "| finds one as good as without |"
+    )
+    yield "| --- | --- | --- | --- | --- |"
+    whole = stopped["none"]
+    for name, searches in stopped.items():
+        shares = np.array([[each.compute / without.compute] for each, without in zip(searches, whole, strict=True)])
+        regrets = np.array([[each.regret] for each in searches])
+        best = sum(each.regret == 0 for each in searches)
+        as_good = sum(each.regret <= without.regret for each, without in zip(searches, whole, strict=True))
+        num = len(searches)
+        yield (
+            f"| `{name}` | {_interval(mean(shares, 1), '.2f')} | {_interval(mean(regrets, 1), '.4f')} "
+            f"| {best} of {num} | {as_good} of {num} |"
+        )
 
 
 def _asks(asks: Mapping[str, float]) -> Iterator[str]:

@@ -10,17 +10,42 @@ import pytest
 
 from benchmarks.search import record
 from benchmarks.search.contestants import CONTESTANTS, DEFAULT, GRID, PROXY, RANDOM
-from benchmarks.search.objectives import LANDSCAPES, Landscape, Row, Table, read_rows, recorded, write_rows
+from benchmarks.search.objectives import (
+    LANDSCAPES,
+    SHARES,
+    Curve,
+    Landscape,
+    Row,
+    Table,
+    read_rows,
+    recorded,
+    write_rows,
+)
 from benchmarks.search.regret import mean, race, speedup
 from benchmarks.search.report import report
+from benchmarks.search.stopping import Stopped, stopped_race
 from einlayers.theta import NAMED, Theta
 from search.designs import PAPERS_GRID
 from search.proposals import PastTrial
+from search.spec import NoPruner, PrunerSpec, SuccessiveHalving
 from search.structure import structure_of
 from search.studies.structures import RandomStructures
 
 QUIET = Landscape(name="quiet", target=NAMED["monarch"])
-TABLE = Table({NAMED["monarch"]: (1.0, 3.0), NAMED["btt"]: (1.5, 1.7), NAMED["low-rank"]: (4.0, 4.0)})
+
+
+def curve(loss: float) -> Curve:
+    """Of a run whose loss falls the same way whatever it is, to the exponential of this."""
+    return tuple(math.exp(loss) * share**-0.2 for share in SHARES)
+
+
+TABLE = Table(
+    {
+        NAMED["monarch"]: [curve(1.0), curve(3.0)],
+        NAMED["btt"]: [curve(1.5), curve(1.7)],
+        NAMED["low-rank"]: [curve(4.0), curve(4.0)],
+    }
+)
 
 
 class InOrder:
@@ -53,23 +78,28 @@ class TestTable:
         assert TABLE.place(near_monarch, {NAMED["monarch"]}) == NAMED["btt"]
 
     def test_measures_one_seed_and_knows_the_mean(self) -> None:
-        assert {TABLE.measure(NAMED["monarch"], random.Random(seed)) for seed in range(20)} == {1.0, 3.0}
-        assert TABLE.truth(NAMED["monarch"]) == 2.0
-        assert TABLE.lowest == 1.6
+        measured = {round(TABLE.measure(NAMED["monarch"], random.Random(seed)), 9) for seed in range(20)}
+        assert measured == {1.0, 3.0}
+        assert TABLE.truth(NAMED["monarch"]) == pytest.approx(2.0)
+        assert TABLE.lowest == pytest.approx(1.6)
 
     def test_is_kept_exactly(self, tmp_path: Path) -> None:
         thetas = [NAMED["btt"], *RandomStructures(count=3, seed=0)]
-        rows = [Row(theta=theta, width=24, seed=seed, losses=(0.5, 0.25)) for theta in thetas for seed in (1, 2)]
+        rows = [
+            Row(theta=theta, width=24, seed=seed, losses=(0.5, 0.25, 0.25, 0.25, 0.125))
+            for theta in thetas
+            for seed in (1, 2)
+        ]
         write_rows(rows, tmp_path / "rows")
         assert list(read_rows(tmp_path / "rows")) == rows
         again = tmp_path / "again"
         write_rows(rows, again)
         assert again.read_bytes() == (tmp_path / "rows").read_bytes()
-        assert recorded(again).losses == {theta: [math.log(0.25)] * 2 for theta in thetas}
+        assert recorded(again).curves == {theta: [rows[0].losses] * 2 for theta in thetas}
 
     def test_that_is_recorded_has_every_model_once(self) -> None:
         thetas = record.structures()
-        assert len({structure_of(theta, PROXY).digest for theta in thetas}) == len(thetas) >= 300
+        assert len({structure_of(theta, PROXY).digest for theta in thetas}) == len(thetas) > 200
         known = {structure_of(theta, PROXY).digest for theta in thetas}
         assert all(structure_of(theta, PROXY).digest in known for theta in (*NAMED.values(), *PAPERS_GRID))
 
@@ -78,9 +108,9 @@ class TestRegret:
     def test_is_that_of_what_looked_best_and_not_of_what_was(self) -> None:
         class Lucky(Table):
             def measure(self, theta: Theta, draw: random.Random) -> float:
-                return min(self.losses[theta])
+                return math.log(min(curve[-1] for curve in self.curves[theta]))
 
-        objective = Lucky(TABLE.losses)
+        objective = Lucky(TABLE.curves)
         regrets = race(InOrder([NAMED["low-rank"], NAMED["btt"], NAMED["monarch"]]), objective, 0, 3)
         assert regrets == pytest.approx([2.4, 0.0, 0.4])
 
@@ -105,10 +135,37 @@ class TestRegret:
         assert speedup(slow_ST, fast_ST).value == pytest.approx(3 / 5)
 
 
+class TestStopping:
+    TABLE = Table({theta: [curve(number / 10)] for number, theta in enumerate(RandomStructures(count=30, seed=4))})
+
+    def race(self, pruner: PrunerSpec) -> Stopped:
+        return stopped_race(InOrder(list(self.TABLE.curves)[::-1]), self.TABLE, 0, 30, pruner)
+
+    def test_of_nothing_takes_all_compute(self) -> None:
+        found = self.race(NoPruner())
+        assert (found.compute, found.regret, found.best) == (30, 0, next(iter(self.TABLE.curves)))
+
+    def test_stops_nobody_who_is_better_than_all_before(self) -> None:
+        assert self.race(SuccessiveHalving()) == self.race(NoPruner())
+
+    def test_stops_those_who_are_worse_at_the_first_rung(self) -> None:
+        pruner = SuccessiveHalving(startup_structures=8)
+        found = stopped_race(InOrder(list(self.TABLE.curves)), self.TABLE, 0, 30, pruner)
+        assert found.compute == 8 + 22 / 8
+        assert found.regret == 0
+
+
 def test_reports_every_objective_and_contestant() -> None:
     regrets = {name: np.full((2, 8), 0.5) for name in (RANDOM, GRID, DEFAULT)}
-    text = report({"a landscape": regrets}, num_structures=3, num_replicates=2, asks={"`tpe`, 100": 0.004})
+    stopped = {
+        name: [Stopped(compute=compute, regret=0.0, best=NAMED["btt"])]
+        for name, compute in (("none", 8), ("median", 2))
+    }
+    text = report(
+        {"a landscape": regrets}, stopped=stopped, num_structures=3, num_replicates=2, asks={"`tpe`, 100": 0.004}
+    )
     assert "## A landscape" in text
     assert "| random | 0.5000 [0.5000, 0.5000] | 0.5000 [0.5000, 0.5000] | 0.5000 [0.5000, 0.5000] | 1 |" in text
     assert f"| **{DEFAULT}** (default) |" in text
     assert "| `tpe`, 100 | 4 |" in text
+    assert "| `median` | 0.25 [0.25, 0.25] | 0.0000 [0.0000, 0.0000] | 1 of 1 | 1 of 1 |" in text
