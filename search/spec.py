@@ -291,6 +291,21 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Convergence:
+    """When a search ends by itself: when the last ``patience`` trials to end have lowered its best loss by no more than
+    ``min_improvement``, as a share of it."""
+
+    patience: Whole
+    min_improvement: Number = 0.0
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        check_whole("patience", self.patience, 1, 100_000)
+        check_number("min_improvement", self.min_improvement, 0, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
     """What one running trial holds of the cluster; below 1 a GPU is shared."""
 
@@ -326,6 +341,7 @@ class SearchSpec:
     space: Space = field(default_factory=Space)
     sampler: SamplerSpec = field(default_factory=Tpe)
     pruner: PrunerSpec = field(default_factory=NoPruner)
+    convergence: Convergence | None = None
     objectives: tuple[Objective, ...] = (Objective(),)
     replicates: Whole = 1
     concurrency: Whole = 2
@@ -372,6 +388,8 @@ class SearchSpec:
             )
         if self.replicates != 1:
             raise FieldError("replicates", expected="1: a plan lists its replicates", got=self.replicates)
+        if self.convergence is not None:
+            raise FieldError("convergence", expected="none: what a plan lists is trained", got=self.convergence)
         if not isinstance(self.pruner, NoPruner):
             raise FieldError("pruner", expected="none: what a plan lists is measured whole", got=self.pruner.kind)
         for number, run in enumerate(plan.runs):

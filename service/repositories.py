@@ -112,11 +112,13 @@ def measurements(session: Session, trial_id: str) -> Sequence[Measurement]:
     return session.scalars(query).all()
 
 
-def lowest_loss(session: Session, search_id: str) -> float | None:
-    """The lowest loss among the completed trials of a search that are not excluded."""
+def lowest_loss(session: Session, search_id: str, *, among_first: int | None = None) -> float | None:
+    """The lowest loss among the completed trials of a search that are not excluded, or among so many that ended first."""
     query = select(func.min(Trial.loss)).where(
         Trial.search_id == search_id, Trial.state == TrialState.COMPLETED, Trial.excluded_at.is_(None)
     )
+    if among_first is not None:
+        query = query.where(Trial.finish_order < among_first)
     return session.scalar(query)
 
 

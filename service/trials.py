@@ -233,6 +233,17 @@ def end(session: Session, search: Search, trial: Trial, state: TrialState, reaso
     failures = search.counts.get(TrialState.FAILED, 0)
     if failures >= search.spec.budget.max_failures and search.state in (SearchState.RUNNING, SearchState.PAUSED):
         move_search(session, search, SearchState.STOPPING, Reason.TOO_MANY_FAILURES)
+    elif search.state is SearchState.RUNNING and search.reason is None and _has_converged(session, search):
+        search.reason = Reason.CONVERGED  # nothing more is proposed; what runs and waits runs to its end
+
+
+def _has_converged(session: Session, search: Search) -> bool:
+    convergence = search.spec.convergence
+    if convergence is None or search.best_loss is None:
+        return False
+    session.flush()
+    before = repositories.lowest_loss(session, search.id, among_first=search.num_finished - convergence.patience)
+    return before is not None and before - search.best_loss <= convergence.min_improvement * abs(before)
 
 
 def exclude(session: Session, trial_id: str, reason: str, caller: Caller = LOCAL) -> Trial:

@@ -35,7 +35,8 @@ def downgrade() -> None:
 def _in_old_words(spec: dict[str, Any]) -> dict[str, Any]:
     proxies = {name: _of_one_output(spec[name]) for name in ("proxy", "reference") if spec.get(name) is not None}
     pruner = {"pruner": {"kind": "none"}} if "pruner" in spec else {}
-    return {**spec, **proxies, **pruner}
+    known = {name: value for name, value in spec.items() if name != "convergence"}
+    return {**known, **proxies, **pruner}
 
 
 def _of_one_output(proxy: dict[str, Any]) -> dict[str, Any]:

@@ -98,6 +98,8 @@ SEARCHES = [
     _case(
         "/pruner", {"kind": "hyperband", "min_share": 0.9}, "expected a number from 0.0625 to 0.5", "/pruner/min_share"
     ),
+    _case("/convergence", {"patience": 0}, "expected a whole number from 1 to", "/convergence/patience"),
+    _case("/convergence", {}, MISSING, "/convergence/patience"),
     _case("/pruner", {"kind": "median", "reduction": 2}, "Unexpected keyword argument", "/pruner/reduction"),
     _case(
         "/space/subspace",

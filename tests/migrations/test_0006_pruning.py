@@ -7,7 +7,7 @@ from alembic import command
 from sqlalchemy import select, text
 
 from search.proxies.regression import Regression
-from search.spec import SuccessiveHalving
+from search.spec import Convergence, SuccessiveHalving
 from service import migrate
 from service.models import Search
 from tests.rows import SPEC, Rows
@@ -16,7 +16,9 @@ from tests.rows import SPEC, Rows
 class TestDowngrade:
     def test_forgets_pruners_and_outputs_and_nothing_else(self, rows: Rows, database_url: str) -> None:
         regression = Regression(dense_width=8, train_flops=1e6, base_lr=1e-3)
-        new = replace(SPEC, proxy=replace(regression, outputs=8), pruner=SuccessiveHalving())
+        new = replace(
+            SPEC, proxy=replace(regression, outputs=8), pruner=SuccessiveHalving(), convergence=Convergence(patience=9)
+        )
         ids = [rows.search(), rows.search(new)]
         rows.database.close()
         command.downgrade(migrate.configuration(database_url), "0005")
@@ -26,6 +28,7 @@ class TestDowngrade:
         for spec in written:
             read = json.loads(spec) if isinstance(spec, str) else spec
             assert read["pruner"] == {"kind": "none"}
+            assert "convergence" not in read
             assert "outputs" not in read["proxy"]
         migrate.upgrade(database_url)
         with rows.database.read() as session:

@@ -14,6 +14,7 @@ from search.spec import (
     Budget,
     CmaEs,
     Constraints,
+    Convergence,
     Gp,
     Grid,
     Hyperband,
@@ -169,6 +170,20 @@ class TestPruners:
         plan = Plan(runs=(Run(theta=NAMED["btt"]),))
         error = _refused("pruner", lambda: _spec(sampler=plan, pruner=MedianRule()))
         assert error.expected == "none: what a plan lists is measured whole"
+
+
+class TestConvergence:
+    @pytest.mark.parametrize("patience", [0, 100_001, *NO_WHOLE_NUMBER])
+    def test_is_seen_by_some_trials(self, patience: object) -> None:
+        _refused("patience", lambda: Convergence(patience=patience))  # type: ignore[arg-type]  # the point of the test
+
+    @pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+    def test_is_about_a_share_of_the_loss(self, share: float) -> None:
+        _refused("min_improvement", lambda: Convergence(patience=1, min_improvement=share))
+
+    def test_leaves_plans_alone(self) -> None:
+        plan = Plan(runs=(Run(theta=NAMED["btt"]),))
+        _refused("convergence", lambda: _spec(sampler=plan, convergence=Convergence(patience=1)))
 
 
 class TestSpace:

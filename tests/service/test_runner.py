@@ -9,7 +9,7 @@ import pytest
 from einlayers.theta import NAMED
 from search.proposals import PastTrial, propose
 from search.samplers.registry import make_sampler
-from search.spec import Budget, Constraints, Random, Resources, Space, Tpe
+from search.spec import Budget, Constraints, Convergence, Random, Resources, Space, Tpe
 from search.states import AttemptState, SearchState, TrialState
 from service import rankings, repositories, searches, trials
 from service.clock import now
@@ -74,6 +74,16 @@ class TestBudget:
         assert ending(database, search_id) == COMPLETED
         assert states(database, search_id) == ["COMPLETED"] * 7
         assert sorted(trial.finish_order or 0 for trial in trials_of(database, search_id)) == list(range(7))
+
+    def test_is_not_spent_by_a_search_that_has_converged(
+        self, database: Database, workspace: Workspace, corpora_dir: Path
+    ) -> None:
+        search_id = submit(database, spec_of(50, convergence=Convergence(patience=3)), corpora_dir)
+        run(database, LocalPool(workspace))
+        assert ending(database, search_id) == (SearchState.COMPLETED, Reason.CONVERGED)
+        losses = [trial.loss or 0.0 for trial in trials_of(database, search_id)]
+        assert 4 <= len(losses) < 50
+        assert losses.index(min(losses)) == len(losses) - 4
 
     def test_of_one_trial_is_one_trial(self, database: Database, workspace: Workspace, corpora_dir: Path) -> None:
         search_id = submit(database, spec_of(1, concurrency=4), corpora_dir)

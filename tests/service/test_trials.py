@@ -5,7 +5,7 @@ from sqlalchemy import select
 
 from einlayers.theta import NAMED
 from search.proposals import Proposal, training_seed
-from search.spec import Budget
+from search.spec import Budget, Convergence
 from search.states import AttemptState, IllegalTransition, SearchState, TrialState
 from search.structure import structure_of
 from search.trial import Outcome
@@ -323,6 +323,37 @@ class TestFailures:
         search_id = rows.search(replace(SPEC, budget=Budget(max_trials=10, max_failures=1)))
         rows.outcome(rows.attempt(rows.trial(search_id, NAMED["btt"])), Outcome.infeasible("it diverged"))
         assert _search(rows.database, search_id).state is SearchState.RUNNING
+
+
+class TestConvergence:
+    @pytest.mark.parametrize(
+        ("losses", "min_improvement", "converged"),
+        [
+            ([3.0, 2.0], 0.0, False),  # there is nothing before the last two
+            ([3.0, 2.0, 1.9], 0.0, False),
+            ([3.0, 2.0, 1.9, 2.5], 0.0, False),
+            ([3.0, 2.0, 1.9, 2.5, 1.9], 0.0, True),
+            ([3.0, 2.0, 1.9], 0.5, True),
+            ([3.0, 2.0, 1.4], 0.5, False),
+        ],
+    )
+    def test_is_seen_when_the_last_trials_lower_the_loss_no_more(
+        self, rows: Rows, losses: list[float], min_improvement: float, *, converged: bool
+    ) -> None:
+        convergence = Convergence(patience=2, min_improvement=min_improvement)
+        search_id = rows.search(replace(SPEC, budget=Budget(max_trials=20), convergence=convergence))
+        for loss, theta in zip(losses, NAMED.values(), strict=False):
+            rows.outcome(rows.attempt(rows.trial(search_id, theta)), Outcome.completed(loss=loss))
+        search = _search(rows.database, search_id)
+        assert (search.state, search.reason) == (SearchState.RUNNING, Reason.CONVERGED if converged else None)
+
+    def test_counts_trials_without_a_loss(self, rows: Rows) -> None:
+        spec = replace(SPEC, budget=Budget(max_trials=20), convergence=Convergence(patience=2))
+        search_id = rows.search(spec)
+        rows.completed(search_id, NAMED["btt"], 1.0)
+        for name in ("monarch", "dense"):
+            rows.outcome(rows.attempt(rows.trial(search_id, NAMED[name])), Outcome.infeasible("it diverged"))
+        assert _search(rows.database, search_id).reason is Reason.CONVERGED
 
 
 class TestEnqueue:
