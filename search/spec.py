@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Discriminator
 
@@ -19,6 +19,7 @@ from search.proxies.shapes import ModelCost
 from search.space import SUBSPACES
 
 SubspaceName = Literal["full", "btt", "full-rank-btt", "low-rank", "kronecker", "tensor-train", "monarch"]
+RayTuneSearcher = Literal["optuna", "hyperopt"]
 SeedName = Literal["dense", "low-rank", "kronecker", "tensor-train", "monarch", "btt"]
 
 
@@ -161,6 +162,22 @@ class Random(_Seeded):
     """Uniform over the subspace: the baseline that every sampler has to beat."""
 
     kind: Literal["random"] = "random"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayTune(_Seeded):
+    """A searcher of Ray Tune: its ``optuna`` (TPE with Ray's settings), or ``hyperopt`` (the original TPE). It is told the
+    whole history at every ask; after ``max_observed`` it goes on as ``tpe``."""
+
+    kind: Literal["ray-tune"] = "ray-tune"
+    searcher: RayTuneSearcher = "hyperopt"
+    max_observed: Whole = 200
+
+    def __post_init__(self) -> None:
+        _Seeded.__post_init__(self)
+        if self.searcher not in get_args(RayTuneSearcher):
+            raise FieldError("searcher", expected=f"one of {get_args(RayTuneSearcher)}", got=self.searcher)
+        check_whole("max_observed", self.max_observed, 1, 1000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,7 +340,7 @@ class Resources:
             raise FieldError("cpus", expected="a positive share of a CPU or a GPU", got=self.cpus)
 
 
-SamplerSpec = Annotated[Tpe | Gp | CmaEs | Qmc | Random | Grid | Plan, Discriminator("kind")]
+SamplerSpec = Annotated[Tpe | Gp | CmaEs | Qmc | Random | RayTune | Grid | Plan, Discriminator("kind")]
 PrunerSpec = Annotated[NoPruner | SuccessiveHalving | Hyperband | MedianRule, Discriminator("kind")]
 
 

@@ -12,7 +12,7 @@ from search.proposals import PastTrial, propose
 from search.proxies.presets import PRESETS
 from search.proxies.registry import ProxySpec
 from search.samplers.registry import make_sampler
-from search.spec import Budget, CmaEs, Gp, Grid, Qmc, Random, SamplerSpec, SearchSpec, Tpe
+from search.spec import Budget, CmaEs, Gp, Grid, Qmc, Random, RayTune, SamplerSpec, SearchSpec, Tpe
 
 PROXY = cast(ProxySpec, PRESETS["screening"].proxy)
 """What decides which structures are one model."""
@@ -71,5 +71,7 @@ CONTESTANTS: Mapping[str, Callable[[int], Contestant]] = {
     "gp": lambda seed: OfTheService(Gp(seed=seed)),
     "cma-es": lambda seed: OfTheService(CmaEs(seed=seed)),
     "qmc": lambda seed: OfTheService(Qmc(seed=seed)),
+    "Ray Tune's hyperopt": lambda seed: OfTheService(RayTune(searcher="hyperopt", seed=seed)),
+    "Ray Tune's optuna": lambda seed: OfTheService(RayTune(searcher="optuna", seed=seed)),
 }
 """By name; each is made from a seed."""

@@ -8,7 +8,7 @@ from search.samplers.base import Sampler
 from search.samplers.capped import Capped
 from search.samplers.optuna_backed import OptunaBacked
 from search.samplers.thinned import Thinned
-from search.spec import CmaEs, Gp, Qmc, Random, SamplerSpec, Tpe
+from search.spec import CmaEs, Gp, Qmc, Random, RayTune, SamplerSpec, Tpe
 
 
 def make_sampler(spec: SamplerSpec) -> Sampler:
@@ -42,10 +42,18 @@ def _qmc(spec: Qmc) -> Sampler:
     return qmc.Qmc(spec.seed)
 
 
+# Ray Tune takes two seconds.
+def _ray_tune(spec: RayTune) -> Sampler:
+    from search.samplers import ray_tune
+
+    return Capped(first=ray_tune.RayTune(spec.searcher), then=_tpe(10), max_observed=spec.max_observed)
+
+
 _MAKERS: Mapping[type, Callable[..., Sampler]] = {
     Tpe: lambda spec: _tpe(spec.startup_trials),
     Gp: _gp,
     CmaEs: _cma_es,
     Qmc: _qmc,
+    RayTune: _ray_tune,
     Random: lambda _: OptunaBacked(lambda seed: RandomSampler(seed=seed), learns=False),
 }

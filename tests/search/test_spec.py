@@ -24,6 +24,7 @@ from search.spec import (
     PrunerSpec,
     Qmc,
     Random,
+    RayTune,
     Resources,
     SamplerSpec,
     SearchSpec,
@@ -136,13 +137,17 @@ class TestBudget:
 
 class TestSamplers:
     @pytest.mark.parametrize("seed", [2**63, *NO_WHOLE_NUMBER])
-    @pytest.mark.parametrize("kind", [Tpe, Gp, CmaEs, Qmc, Random, Grid])
+    @pytest.mark.parametrize("kind", [Tpe, Gp, CmaEs, Qmc, Random, RayTune, Grid])
     def test_refuse_a_seed_that_a_database_cannot_hold(self, kind: Callable[..., object], seed: object) -> None:
         _refused("seed", lambda: kind(seed=seed))
 
-    @pytest.mark.parametrize("kind", [Tpe, Gp, CmaEs, Qmc, Random, Grid])
+    @pytest.mark.parametrize("kind", [Tpe, Gp, CmaEs, Qmc, Random, RayTune, Grid])
     def test_take_the_largest_seed(self, kind: Callable[..., SamplerSpec]) -> None:
         assert kind(seed=2**63 - 1).seed == 2**63 - 1
+
+    def test_of_ray_tune_are_a_closed_list(self) -> None:
+        error = _refused("searcher", lambda: RayTune(searcher="os.system"))  # type: ignore[arg-type]  # the point of the test
+        assert error.expected == "one of ('optuna', 'hyperopt')"
 
     @pytest.mark.parametrize("value", [0, 100_001, *NO_WHOLE_NUMBER])
     def test_refuse_a_start_without_trials(self, value: object) -> None:

@@ -8,7 +8,7 @@ from search.samplers.base import Observation, Sampler
 from search.samplers.registry import make_sampler
 from search.samplers.thinned import MAX_OBSERVED, Thinned
 from search.space import Unit
-from search.spec import CmaEs, Gp, Qmc, Random, SamplerSpec, Tpe
+from search.spec import CmaEs, Gp, Qmc, Random, RayTune, SamplerSpec, Tpe
 from tests.contracts.sampler import SamplerContract
 
 NUM_TRIALS = 30
@@ -67,6 +67,33 @@ class TestThinned:
         assert set(sorted(history, key=_loss)[:100]) <= set(shown)
         gaps = [later - earlier for earlier, later in pairwise(places)]
         assert max(gaps) <= 12
+
+
+class TestRayTuneOptuna(SamplerContract):
+    @pytest.fixture
+    def sampler(self) -> Sampler:
+        return make_sampler(RayTune(searcher="optuna"))
+
+    def test_beats_random_on_a_bowl(self) -> None:
+        optuna, uniform = (_later_loss(spec, SEEDS) for spec in (RayTune(searcher="optuna"), Random()))
+        assert MARGIN * optuna < uniform
+
+
+class TestRayTuneHyperopt(SamplerContract):
+    @pytest.fixture
+    def sampler(self) -> Sampler:
+        return make_sampler(RayTune(searcher="hyperopt"))
+
+    def test_beats_random_on_a_bowl(self) -> None:
+        hyperopt, uniform = (_later_loss(spec, SEEDS) for spec in (RayTune(searcher="hyperopt"), Random()))
+        assert MARGIN * hyperopt < uniform
+
+    def test_goes_on_as_tpe_after_so_many(self) -> None:
+        history = _searched(Random(), 0)
+        capped = make_sampler(RayTune(max_observed=len(history) - 1))
+        assert next(capped.ask(history, [], 2, 3)) == next(make_sampler(Tpe()).ask(history, [], 2, 3))
+        whole = make_sampler(RayTune(max_observed=len(history)))
+        assert next(whole.ask(history, [], 2, 3)) != next(make_sampler(Tpe()).ask(history, [], 2, 3))
 
 
 class TestGp(SamplerContract):
