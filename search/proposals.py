@@ -41,6 +41,8 @@ class PastTrial:
     state: TrialState
     loss: float | None
     excluded: bool = False
+    params: int = 0
+    macs: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,14 @@ class Proposal:
     @property
     def pending(self) -> PastTrial:
         """Its trial, as the proposal after it sees it."""
-        return PastTrial(theta=self.structure.theta, digest=self.digest, state=TrialState.PROPOSED, loss=None)
+        return PastTrial(
+            theta=self.structure.theta,
+            digest=self.digest,
+            state=TrialState.PROPOSED,
+            loss=None,
+            params=self.structure.cost.params,
+            macs=self.structure.cost.macs,
+        )
 
 
 MakeSampler = Callable[[], Sampler]
@@ -204,10 +213,10 @@ def _even_points(num_coordinates: int, seed: int) -> Iterator[Unit]:
 
 def _seen(spec: SearchSpec, history: Sequence[PastTrial]) -> tuple[list[Observation], list[Unit]]:
     """The history in the sampler's coordinates, without designs from outside of the subspace."""
-    subspace = SUBSPACES[spec.space.subspace]
+    subspace, others = SUBSPACES[spec.space.subspace], spec.other_metrics
     placed = [(past, subspace.to_unit(past.theta)) for past in history]
     observed = [
-        Observation(unit=unit, loss=past.loss)
+        Observation(unit=unit, loss=past.loss, others=tuple(float(getattr(past, name)) for name in others))
         for past, unit in placed
         if unit and past.state.is_final and not past.excluded
     ]

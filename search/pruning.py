@@ -21,12 +21,14 @@ _POINTS = tuple(2 ** (-k / 2) for k in range(1, 9))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Climber:
-    """A trial of a search at a rung: its number, the model that it trains, its loss there, and at its end if it has one."""
+    """A trial of a search at a rung: its number, the model that it trains, its loss there, and at its end if it has one;
+    and what the search minimises beside the loss."""
 
     number: int
     digest: str
     loss: float
     final_loss: float | None = None
+    others: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,24 +62,28 @@ def judge(
 ) -> Verdict | None:
     """Whether a trial at a rung is stopped; ``others``: the other trials of the search that have been at this point.
 
-    Structures are compared, by the means of their seeds. Where a search trains ``replicates`` of each, no structure is
-    given up by one seed.
+    Structures are compared, by the means of their seeds; of several objectives, those are better that are as good in all
+    of them and better in one. Where a search trains ``replicates`` of each, no structure is given up by one seed.
     """
     if isinstance(pruner, NoPruner):
         return None
     if isinstance(pruner, Hyperband):
         others = [each for each in others if _bracket(pruner, each.number) == _bracket(pruner, climber.number)]
     losses: defaultdict[str, list[float]] = defaultdict(list)
+    costs: dict[str, tuple[float, ...]] = {}
     ratios = list[float]()
     for each in others:
         losses[each.digest].append(each.loss)
+        costs[each.digest] = each.others
         if each.final_loss is not None and each.loss > 0:
             ratios.append(each.final_loss / each.loss)
     own = [*losses.pop(climber.digest, []), climber.loss]
     if len(own) < min(2, replicates) or len(losses) < pruner.startup_structures:
         return None
     mean = statistics.fmean(own)
-    num_better = sum(statistics.fmean(each) < mean for each in losses.values())
+    num_better = sum(
+        _dominates((statistics.fmean(each), *costs[digest]), (mean, *climber.others)) for digest, each in losses.items()
+    )
     if num_better < math.ceil((len(losses) + 1) / pruner.reduction):
         return None
     place = f"worse than {num_better} of {len(losses)} other structures"
@@ -85,6 +91,10 @@ def judge(
         reason=f"at {point:.3g} of its compute with a loss of {mean:.4g}, {place}",
         expected_loss=climber.loss * statistics.median(ratios or [1.0]),
     )
+
+
+def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
 
 def _rungs(reduction: int, min_share: float) -> tuple[float, ...]:

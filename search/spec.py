@@ -19,6 +19,7 @@ from search.proxies.shapes import ModelCost
 from search.space import SUBSPACES
 
 SubspaceName = Literal["full", "btt", "full-rank-btt", "low-rank", "kronecker", "tensor-train", "monarch"]
+ObjectiveName = Literal["loss", "params", "macs"]
 RayTuneSearcher = Literal["optuna", "hyperopt"]
 SeedName = Literal["dense", "low-rank", "kronecker", "tensor-train", "monarch", "btt"]
 
@@ -151,6 +152,18 @@ class CmaEs(_Seeded):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NsgaII(_Seeded):
+    """A genetic algorithm that keeps whole Pareto fronts (Deb et al., 2002); ``population`` trials are a generation."""
+
+    kind: Literal["nsga-ii"] = "nsga-ii"
+    population: Whole = 20
+
+    def __post_init__(self) -> None:
+        _Seeded.__post_init__(self)
+        check_whole("population", self.population, 2, 1000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Qmc(_Seeded):
     """Quasi-Monte Carlo: a scrambled Sobol sequence, more even than random, and as blind."""
 
@@ -260,9 +273,9 @@ def _check_reduction(reduction: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What makes a structure better: a lower held-out loss of its averaged weights."""
+    """What makes a structure better: a lower held-out loss of its averaged weights, or less of what it costs."""
 
-    metric: Literal["loss"] = "loss"
+    metric: ObjectiveName = "loss"
     direction: Literal["minimize"] = "minimize"
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -340,7 +353,7 @@ class Resources:
             raise FieldError("cpus", expected="a positive share of a CPU or a GPU", got=self.cpus)
 
 
-SamplerSpec = Annotated[Tpe | Gp | CmaEs | Qmc | Random | RayTune | Grid | Plan, Discriminator("kind")]
+SamplerSpec = Annotated[Tpe | Gp | CmaEs | NsgaII | Qmc | Random | RayTune | Grid | Plan, Discriminator("kind")]
 PrunerSpec = Annotated[NoPruner | SuccessiveHalving | Hyperband | MedianRule, Discriminator("kind")]
 
 
@@ -370,8 +383,7 @@ class SearchSpec:
         # Printable text also keeps out NUL and lone surrogates, which databases and UTF-8 refuse.
         if not 1 <= len(self.name) <= 200 or not self.name.isprintable():
             raise FieldError("name", expected="1 to 200 printable characters", got=self.name[:300])
-        if len(self.objectives) != 1:
-            raise FieldError("objectives", expected="exactly one objective", got=f"{len(self.objectives)} objectives")
+        self._check_objectives()
         if isinstance(self.sampler, Plan):
             self._check_plan(self.sampler)
         elif self.num_trials(self.budget) == 0:
@@ -397,6 +409,22 @@ class SearchSpec:
         if isinstance(self.sampler, Plan):
             return sum(run.on(self.proxy).train_flops for run in self.sampler.runs[:num_trials])
         return None if num_trials is None else num_trials * self.proxy.train_flops
+
+    @property
+    def other_metrics(self) -> tuple[ObjectiveName, ...]:
+        """What is minimised beside the loss."""
+        return tuple(objective.metric for objective in self.objectives[1:])
+
+    def _check_objectives(self) -> None:
+        names = [objective.metric for objective in self.objectives]
+        if names[:1] != ["loss"] or len(set(names)) < len(names):
+            raise FieldError("objectives", expected="the loss first, and every metric once", got=names)
+        if len(names) > 1:
+            if isinstance(self.sampler, CmaEs | RayTune):
+                able = "one that takes several objectives: gp, tpe, nsga-ii, qmc, random or grid"
+                raise FieldError("sampler", expected=able, got=self.sampler.kind)
+            if self.convergence is not None:
+                raise FieldError("convergence", expected="none for several objectives", got=self.convergence)
 
     def _check_plan(self, plan: Plan) -> None:
         if self.budget.max_train_flops is not None:

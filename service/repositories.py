@@ -52,6 +52,8 @@ def history(session: Session, search_id: str, *, since: int = -1) -> list[tuple[
             Trial.state,
             func.coalesce(Trial.loss, Trial.expected_loss),
             Trial.excluded_at,
+            Trial.params,
+            Trial.macs,
         )
         .where(Trial.search_id == search_id, Trial.changed > since)
         .order_by(Trial.number)
@@ -59,9 +61,17 @@ def history(session: Session, search_id: str, *, since: int = -1) -> list[tuple[
     return [
         (
             number,
-            PastTrial(theta=theta, digest=digest, state=state, loss=loss, excluded=excluded_at is not None),
+            PastTrial(
+                theta=theta,
+                digest=digest,
+                state=state,
+                loss=loss,
+                excluded=excluded_at is not None,
+                params=params,
+                macs=macs,
+            ),
         )
-        for number, theta, digest, state, loss, excluded_at in session.execute(query)
+        for number, theta, digest, state, loss, excluded_at, params, macs in session.execute(query)
     ]
 
 

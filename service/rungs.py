@@ -18,15 +18,21 @@ def verdict(session: Session, search: Search, attempt: Attempt, report: Report) 
         return None
     others = _climbers(session, search, point)
     others.pop(trial.number, None)
-    climber = Climber(number=trial.number, digest=trial.digest, loss=report.loss)
+    climber = Climber(
+        number=trial.number,
+        digest=trial.digest,
+        loss=report.loss,
+        others=tuple(float(getattr(trial, name)) for name in spec.other_metrics),
+    )
     return judge(spec.pruner, climber, others.values(), point=point, replicates=spec.replicates)
 
 
 def _climbers(session: Session, search: Search, point: float) -> MutableMapping[int, Climber]:
     """The trials that have been at this point, by number; of several attempts the last."""
     total = search.spec.proxy.train_flops
+    others = [getattr(Trial, name) for name in search.spec.other_metrics]
     query = (
-        select(Trial.number, Trial.digest, Trial.loss, Measurement.loss)
+        select(Trial.number, Trial.digest, Trial.loss, Measurement.loss, *others)
         .join(Attempt, Attempt.trial_id == Trial.id)
         .join(Measurement, Measurement.attempt_id == Attempt.id)
         .where(
@@ -37,6 +43,6 @@ def _climbers(session: Session, search: Search, point: float) -> MutableMapping[
         .order_by(Trial.number, Attempt.number)
     )
     return {
-        number: Climber(number=number, digest=digest, loss=loss, final_loss=final_loss)
-        for number, digest, final_loss, loss in session.execute(query)
+        number: Climber(number=number, digest=digest, loss=loss, final_loss=final_loss, others=tuple(map(float, costs)))
+        for number, digest, final_loss, loss, *costs in session.execute(query)
     }

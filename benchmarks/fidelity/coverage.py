@@ -52,7 +52,7 @@ def coverage(kept: Path) -> Mapping[str, int]:
 
 
 def _hits(draw: int) -> Hits:
-    _, structure = scaling.analyse(_STUDY, _WORLD.measure(_STUDY, SEED + draw)).structures
+    _, structure = scaling.analyse(_STUDY, _WORLD.measure(_STUDY, 1000 * SEED + draw)).structures
     law = structure.size_law
     assert law is not None, "five widths are enough for it"
     multiplier = structure.multipliers[-1]

@@ -9,10 +9,12 @@ from search.space import Unit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """A point that was tried: its loss, or None where training it gave no loss (infeasible, failed)."""
+    """A point that was tried: its loss, or None where training it gave no loss (infeasible, failed); and what a search for
+    several objectives minimises beside the loss, known of every structure beforehand."""
 
     unit: Unit
     loss: float | None
+    others: tuple[float, ...] = ()
 
 
 class Sampler(Protocol):

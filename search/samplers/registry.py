@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Mapping
 
-from optuna.samplers import GPSampler, RandomSampler, TPESampler
+from optuna.samplers import GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
 from search.samplers.base import Sampler
 from search.samplers.capped import Capped
 from search.samplers.optuna_backed import OptunaBacked
 from search.samplers.thinned import Thinned
-from search.spec import CmaEs, Gp, Qmc, Random, RayTune, SamplerSpec, Tpe
+from search.spec import CmaEs, Gp, NsgaII, Qmc, Random, RayTune, SamplerSpec, Tpe
 
 
 def make_sampler(spec: SamplerSpec) -> Sampler:
@@ -27,6 +27,18 @@ def _gp(spec: Gp) -> Sampler:
         worst_for_none=True,
     )
     return Capped(first=gp, then=_tpe(spec.startup_trials), max_observed=spec.max_observed)
+
+
+def _nsga_ii(spec: NsgaII) -> Sampler:
+    # Optuna's mutation, one coordinate on average, draws every point of a space that has no other anew.
+    size = spec.population
+    return Thinned(
+        OptunaBacked(
+            lambda seed: NSGAIISampler(seed=seed, population_size=size, mutation_prob=0.2),
+            worst_for_none=True,
+            generation=size,
+        )
+    )
 
 
 # What the next two stand on takes half a second to load: the runner waits for it when such a search comes, not at its start.
@@ -53,6 +65,7 @@ _MAKERS: Mapping[type, Callable[..., Sampler]] = {
     Tpe: lambda spec: _tpe(spec.startup_trials),
     Gp: _gp,
     CmaEs: _cma_es,
+    NsgaII: _nsga_ii,
     Qmc: _qmc,
     RayTune: _ray_tune,
     Random: lambda _: OptunaBacked(lambda seed: RandomSampler(seed=seed), learns=False),

@@ -1,5 +1,6 @@
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -9,9 +10,23 @@ from search.designs import GRIDS, PAPERS_GRID, GridName
 from search.plan import Plan, Run
 from search.proposals import PastTrial, Proposal, check_space, derive_seed, propose
 from search.proxies.char_lm import CharLM
+from search.samplers.base import Observation
 from search.samplers.registry import make_sampler
-from search.space import SUBSPACES
-from search.spec import Budget, CmaEs, Constraints, Grid, Qmc, Random, SamplerSpec, SearchSpec, Space, SubspaceName, Tpe
+from search.space import SUBSPACES, Unit
+from search.spec import (
+    Budget,
+    CmaEs,
+    Constraints,
+    Grid,
+    Objective,
+    Qmc,
+    Random,
+    SamplerSpec,
+    SearchSpec,
+    Space,
+    SubspaceName,
+    Tpe,
+)
 from search.states import TrialState
 from search.structure import structure_of
 
@@ -160,6 +175,27 @@ class TestCheckOfTheSpace:
     def test_leaves_plans_alone(self) -> None:
         space = Space(constraints=Constraints(params_max=1))
         check_space(_spec(space, Plan(runs=(Run(theta=NAMED["btt"]),))))
+
+
+class TestSeveralObjectives:
+    def test_are_shown_to_the_sampler_as_the_structures_have_them(self) -> None:
+        seen = list[Observation]()
+
+        class Watching:
+            learns = True
+
+            def ask(
+                self, observed: Sequence[Observation], pending: Sequence[Unit], num_coordinates: int, seed: int
+            ) -> Iterator[Unit]:
+                seen.extend(observed)
+                yield (0.9, 0.8, 0.7, 0.6, 0.5)
+
+        spec = replace(_spec(), objectives=(Objective(), Objective(metric="macs"), Objective(metric="params")))
+        proposals = _search(spec, 3)
+        history = [replace(each.pending, state=TrialState.COMPLETED, loss=1.0) for each in proposals]
+        assert propose(spec, history, Watching) is not None
+        costs = [proposal.structure.cost for proposal in proposals]
+        assert [each.others for each in seen] == [(float(cost.macs), float(cost.params)) for cost in costs]
 
 
 class TestConstraints:

@@ -1,5 +1,7 @@
 """Which trials are stopped early, on paper."""
 
+from dataclasses import replace
+
 import pytest
 
 from search.pruning import Climber, Verdict, is_rung, judge, point_of
@@ -93,6 +95,12 @@ class TestVerdict:
         assert verdict(pruner, 2.0, others) is None
         bracket = [Climber(number=number, digest=str(number), loss=1.0) for number in (4, 8)]
         assert verdict(pruner, 2.0, [*others, *bracket]) is not None
+
+    def test_of_several_objectives_spares_what_is_better_in_one(self) -> None:
+        others = [replace(each, others=(10.0,)) for each in climbers(1.0, 2.0, 3.0)]
+        for params, stopped in ((9.0, False), (10.0, True), (11.0, True)):
+            climber = Climber(number=100, digest="this", loss=4.0, others=(params,))
+            assert bool(judge(HALVING, climber, others, point=0.25, replicates=1)) is stopped
 
     def test_is_none_where_nothing_is_pruned(self) -> None:
         assert verdict(NoPruner(), 9.0, climbers(1.0, 2.0, 3.0)) is None

@@ -20,7 +20,9 @@ from search.spec import (
     Hyperband,
     MedianRule,
     NoPruner,
+    NsgaII,
     Objective,
+    ObjectiveName,
     PrunerSpec,
     Qmc,
     Random,
@@ -38,6 +40,7 @@ NO_NUMBER = [
     *(pytest.param(value, id=repr(value)) for value in (math.nan, math.inf, -math.inf, -1, True, "2")),
     pytest.param(10**400, id="too large for a float"),
 ]
+SEVERAL = (Objective(), Objective(metric="params"), Objective(metric="macs"))
 BOUNDS = [f"{metric}_{end}" for metric in ("omega", "psi", "nu", "params", "macs") for end in ("min", "max")]
 
 SPEC = TypeAdapter(SearchSpec)
@@ -85,10 +88,22 @@ class TestSearchSpec:
     def test_refuses_more_than_it_can_run(self, field: str, value: int) -> None:
         _refused(field, lambda: _spec(**{field: value}))
 
-    @pytest.mark.parametrize("objectives", [(), (Objective(), Objective())], ids=["none", "two"])
-    def test_has_exactly_one_objective(self, objectives: tuple[Objective, ...]) -> None:
-        error = _refused("objectives", lambda: _spec(objectives=objectives))
-        assert str(error) == f"objectives: expected exactly one objective, got '{len(objectives)} objectives'"
+    @pytest.mark.parametrize(
+        "names", [[], ["params"], ["params", "loss"], ["loss", "loss"], ["loss", "macs", "macs"]], ids=str
+    )
+    def test_minimises_the_loss_first_and_every_metric_once(self, names: list[ObjectiveName]) -> None:
+        error = _refused("objectives", lambda: _spec(objectives=tuple(Objective(metric=name) for name in names)))
+        assert str(error) == f"objectives: expected the loss first, and every metric once, got {names}"
+
+    @pytest.mark.parametrize("sampler", [CmaEs(), RayTune()], ids=["cma-es", "ray-tune"])
+    def test_of_several_objectives_needs_a_sampler_that_takes_them(self, sampler: SamplerSpec) -> None:
+        error = _refused("sampler", lambda: _spec(objectives=SEVERAL, sampler=sampler))
+        assert error.expected == "one that takes several objectives: gp, tpe, nsga-ii, qmc, random or grid"
+        for able in (Gp(), Tpe(), NsgaII(), Qmc(), Random(), Grid()):
+            assert _spec(objectives=SEVERAL, sampler=able).other_metrics == ("params", "macs")
+
+    def test_of_several_objectives_does_not_converge(self) -> None:
+        _refused("convergence", lambda: _spec(objectives=SEVERAL, convergence=Convergence(patience=1)))
 
 
 class TestBudget:
@@ -137,11 +152,11 @@ class TestBudget:
 
 class TestSamplers:
     @pytest.mark.parametrize("seed", [2**63, *NO_WHOLE_NUMBER])
-    @pytest.mark.parametrize("kind", [Tpe, Gp, CmaEs, Qmc, Random, RayTune, Grid])
+    @pytest.mark.parametrize("kind", [Tpe, Gp, CmaEs, NsgaII, Qmc, Random, RayTune, Grid])
     def test_refuse_a_seed_that_a_database_cannot_hold(self, kind: Callable[..., object], seed: object) -> None:
         _refused("seed", lambda: kind(seed=seed))
 
-    @pytest.mark.parametrize("kind", [Tpe, Gp, CmaEs, Qmc, Random, RayTune, Grid])
+    @pytest.mark.parametrize("kind", [Tpe, Gp, CmaEs, NsgaII, Qmc, Random, RayTune, Grid])
     def test_take_the_largest_seed(self, kind: Callable[..., SamplerSpec]) -> None:
         assert kind(seed=2**63 - 1).seed == 2**63 - 1
 

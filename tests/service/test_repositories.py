@@ -65,11 +65,24 @@ class TestHistory:
         infeasible = rows.trial(search_id, NAMED["monarch"])
         rows.outcome(rows.attempt(infeasible), Outcome.infeasible("it diverged"))
         with rows.database.read() as session:
-            digests = [repositories.trial_by_id(session, it).digest for it in (completed, proposed, infeasible)]
+            trials = [repositories.trial_by_id(session, it) for it in (completed, proposed, infeasible)]
             assert repositories.history(session, search_id) == [
-                (0, PastTrial(theta=NAMED["btt"], digest=digests[0], state=TrialState.COMPLETED, loss=1.0)),
-                (1, PastTrial(theta=NAMED["dense"], digest=digests[1], state=TrialState.PROPOSED, loss=None)),
-                (2, PastTrial(theta=NAMED["monarch"], digest=digests[2], state=TrialState.INFEASIBLE, loss=None)),
+                (
+                    number,
+                    PastTrial(
+                        theta=NAMED[name],
+                        digest=trials[number].digest,
+                        state=state,
+                        loss=loss,
+                        params=trials[number].params,
+                        macs=trials[number].macs,
+                    ),
+                )
+                for number, name, state, loss in (
+                    (0, "btt", TrialState.COMPLETED, 1.0),
+                    (1, "dense", TrialState.PROPOSED, None),
+                    (2, "monarch", TrialState.INFEASIBLE, None),
+                )
             ]
 
     def test_since_an_event_lists_what_has_changed_after_it(self, rows: Rows) -> None:

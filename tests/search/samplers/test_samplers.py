@@ -1,5 +1,6 @@
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,7 @@ from search.samplers.base import Observation, Sampler
 from search.samplers.registry import make_sampler
 from search.samplers.thinned import MAX_OBSERVED, Thinned
 from search.space import Unit
-from search.spec import CmaEs, Gp, Qmc, Random, RayTune, SamplerSpec, Tpe
+from search.spec import CmaEs, Gp, NsgaII, Qmc, Random, RayTune, SamplerSpec, Tpe
 from tests.contracts.sampler import SamplerContract
 
 NUM_TRIALS = 30
@@ -139,6 +140,51 @@ class TestCmaEs(SamplerContract):
         near = [Observation(unit=(0.5 + i * 1e-7, 0.5), loss=float(i)) for i in range(300)]
         far = [Observation(unit=(float(i % 2), float(i // 2 % 2)), loss=float(i)) for i in range(60)]
         assert all(0 <= u <= 1 for u in next(sampler.ask([*near, *far], [], 2, 0)))
+
+
+class TestNsgaII(SamplerContract):
+    @pytest.fixture
+    def sampler(self) -> Sampler:
+        return make_sampler(NsgaII(population=10))
+
+    def test_beats_random_on_a_bowl(self) -> None:
+        nsga_ii, uniform = (_later_loss(spec, SEEDS) for spec in (NsgaII(population=8), Random()))
+        assert nsga_ii < uniform
+
+    def test_is_random_for_a_generation(self) -> None:
+        history = _searched(Random(), 0)
+        first, second = (next(make_sampler(NsgaII(population=size)).ask(history, [], 2, 3)) for size in (31, 30))
+        assert first == next(make_sampler(NsgaII(population=31)).ask([], [], 2, 3))
+        assert second != first
+
+
+class TestSeveralObjectives:
+    @pytest.mark.parametrize("spec", [Tpe(), Gp(), NsgaII(population=8)], ids=["tpe", "gp", "nsga-ii"])
+    def test_are_found_nearer_to_the_pareto_set_than_by_chance(self, spec: SamplerSpec) -> None:
+        seeds = SEEDS[:2] if isinstance(spec, Gp) else SEEDS
+        found, by_chance = (self._distance(sampler, seeds) for sampler in (spec, Random()))
+        assert found < 0.8 * by_chance
+
+    @pytest.mark.parametrize("spec", [Tpe(), Gp(), NsgaII(population=8), Qmc(), Random()], ids=lambda spec: spec.kind)
+    @pytest.mark.parametrize("share", [0.5, 1.0], ids=["half", "all"])
+    def test_are_taken_where_points_have_no_loss(self, spec: SamplerSpec, share: float) -> None:
+        history = self._searched(Random(), 0)
+        history = [replace(each, loss=None) if i < share * len(history) else each for i, each in enumerate(history)]
+        assert len(next(make_sampler(spec).ask(history, [(0.5, 0.5)], 2, 0))) == 2
+
+    def _distance(self, spec: SamplerSpec, seeds: Iterable[int]) -> float:
+        """Of the later points, to the line from (0.2, 0.3) to (0.8, 0.3)."""
+        later = [each.unit for seed in seeds for each in self._searched(spec, seed)[NUM_TRIALS // 2 :]]
+        return statistics.mean(max(0.0, 0.2 - x, x - 0.8) + abs(y - 0.3) for x, y in later)
+
+    @staticmethod
+    def _searched(spec: SamplerSpec, seed: int) -> list[Observation]:
+        sampler, history = make_sampler(spec), list[Observation]()
+        for number in range(NUM_TRIALS):
+            x, y = next(sampler.ask(history, [], 2, 1000 * seed + number))
+            left, right = ((x - centre) ** 2 + (y - 0.3) ** 2 for centre in (0.2, 0.8))
+            history.append(Observation(unit=(x, y), loss=left, others=(right,)))
+        return history
 
 
 class TestQmc(SamplerContract):
