@@ -54,12 +54,12 @@ _ALL = (
     Preset(
         name="screening",
         about="A few CPU-seconds a trial: many structures, coarsely. Measured on another teacher: docs/fidelity.md.",
-        proxy=Regression(outputs=8, dense_width=24, batch_size=512, train_flops=3e10, base_lr=1e-2),
+        proxy=Regression(outputs=4, dense_width=20, batch_size=512, train_flops=2.5e10, base_lr=8e-3),
     ),
     Preset(
         name="standard",
         about="About ten CPU-seconds a trial, for structures that are close. Measured on another teacher: docs/fidelity.md.",
-        proxy=Regression(outputs=8, dense_width=36, batch_size=512, train_flops=1e11, base_lr=1e-2),
+        proxy=Regression(outputs=4, dense_width=27, batch_size=512, train_flops=8e10, base_lr=8e-3),
     ),
     _quick(CharLM(dense_width=16, train_flops=1e10)),
     _quick(ImageMLP(dense_width=16, train_flops=2e9)),

@@ -13,9 +13,8 @@ class Regression(MLPSettings):
     """A residual MLP fitted to a random ReLU network (2410.02117, section 5, synthetic regression); an example is a row.
 
     The teacher has ``teacher_depth`` linear layers of width ``teacher_width``, drawn from ``teacher_seed``, and each of its
-    outputs is standardised: a model that knows nothing has a loss of 1. The paper has one output; with eight, the loss is a
-    mean over eight functions, and the same structure's losses from two seeds differ less than half as much. See
-    ``ProxySettings``.
+    outputs is standardised: a model that knows nothing has a loss of 1. The paper has one output; with several, the loss is
+    a mean over as many functions, and the same structure's losses from two seeds differ less. See ``ProxySettings``.
     """
 
     kind: Literal["regression"] = "regression"
