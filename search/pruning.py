@@ -99,7 +99,7 @@ def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 def _rungs(reduction: int, min_share: float) -> tuple[float, ...]:
     """From the first, the least share, to the last."""
-    return tuple(sorted(reduction**-k for k in range(1, 5) if reduction**-k >= min_share * POINT))
+    return tuple(sorted(reduction**-k for k in range(1, 5) if reduction**-k >= min_share))
 
 
 def _bracket(pruner: Hyperband, number: int) -> int:

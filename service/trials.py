@@ -200,8 +200,8 @@ def _record_pruned(session: Session, search: Search, attempt: Attempt, outcome: 
     end_attempt(session, attempt, AttemptState.ENDED, reason)
     trial.seconds, trial.cpu_seconds = outcome.seconds, outcome.cpu_seconds
     trial.coordinates = dict(outcome.coordinates)
-    # What was reserved and not used pays for other trials.
-    used = max((report.train_flops for report in outcome.curve), default=0.0)
+    # What was reserved and not used pays for other trials. One that had to be ended by force does not say what it used.
+    used = max((report.train_flops for report in outcome.curve), default=trial.train_flops)
     search.train_flops += used - trial.train_flops
     trial.train_flops = used
     end(session, search, trial, TrialState.PRUNED, reason)
