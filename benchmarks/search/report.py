@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from benchmarks.search.contestants import DEFAULT, RANDOM
+from benchmarks.search.objectives import Table
 from benchmarks.search.regret import Interval, Regrets, mean, speedup
 from benchmarks.search.stopping import Stopped
 
@@ -19,36 +20,34 @@ that random search has after {num_trials}. Our samplers propose as the service d
 space, no model twice.
 
 `optimum on faces` and `optimum inside` are landscapes on paper, which grow with the distance from a structure in sharing, in
-rank and in exponents; noise: a standard deviation of 0.02 for every trial. `recorded` are {num_structures} structures
-that were really trained (preset `screening`, {num_replicates} seeds each, made by `python -m benchmarks.search.record`): a
-proposal trains the nearest one that was not tried, and sees the loss of one of its seeds.
+rank and in exponents; noise: a standard deviation of 0.02 for every trial.
+"""
+
+_OF_THE_TABLE = """`recorded` are {num_structures} structures that were really trained (preset `screening`,
+{num_replicates} seeds each, made by `python -m benchmarks.search.record`): a proposal trains the nearest one that was not
+tried, and sees the loss of one of its seeds.
 """
 
 
 def report(
     found: Mapping[str, Mapping[str, Regrets]],
     *,
+    table: Table | None,
     stopped: Mapping[str, Sequence[Stopped]],
-    num_structures: int,
-    num_replicates: int,
     asks: Mapping[str, float],
 ) -> str:
-    """The page; ``found``: by objective and contestant; ``stopped``: by pruner; ``asks``: median seconds of a proposal by
-    what it was of."""
+    """The page; ``found``: by objective and contestant; ``stopped``: by pruner, on the ``table``, if one was recorded;
+    ``asks``: median seconds of a proposal by what it was of."""
     first = next(iter(next(iter(found.values())).values()))
     num_seeds, num_trials = first.shape
-    lines = [
-        _HEAD.format(
-            num_seeds=num_seeds,
-            last_seed=num_seeds - 1,
-            num_trials=num_trials,
-            num_structures=num_structures,
-            num_replicates=num_replicates,
-        )
-    ]
+    lines = [_HEAD.format(num_seeds=num_seeds, last_seed=num_seeds - 1, num_trials=num_trials)]
+    if table is not None:
+        num_replicates = min(map(len, table.curves.values()))
+        lines.append(_OF_THE_TABLE.format(num_structures=len(table.curves), num_replicates=num_replicates))
     for objective, regrets in found.items():
         lines += [f"## {objective[0].upper()}{objective[1:]}\n", *_table(regrets), ""]
-    lines += ["## Early stopping, on what was recorded\n", *_stopping(stopped), ""]
+    if stopped:
+        lines += ["## Early stopping, on what was recorded\n", *_stopping(stopped), ""]
     lines += ["## What a proposal takes\n", *_asks(asks), ""]
     return "\n".join(lines).rstrip() + "\n"
 

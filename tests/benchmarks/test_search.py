@@ -161,11 +161,12 @@ def test_reports_every_objective_and_contestant() -> None:
         name: [Stopped(compute=compute, regret=0.0, best=NAMED["btt"])]
         for name, compute in (("none", 8), ("median", 2))
     }
-    text = report(
-        {"a landscape": regrets}, stopped=stopped, num_structures=3, num_replicates=2, asks={"`tpe`, 100": 0.004}
-    )
+    text = report({"a landscape": regrets}, table=TABLE, stopped=stopped, asks={"`tpe`, 100": 0.004})
     assert "## A landscape" in text
     assert "| random | 0.5000 [0.5000, 0.5000] | 0.5000 [0.5000, 0.5000] | 0.5000 [0.5000, 0.5000] | 1 |" in text
     assert f"| **{DEFAULT}** (default) |" in text
     assert "| `tpe`, 100 | 4 |" in text
     assert "| `median` | 0.25 [0.25, 0.25] | 0.0000 [0.0000, 0.0000] | 1 of 1 | 1 of 1 |" in text
+    assert "`recorded` are 3 structures" in text
+    without = report({"a landscape": regrets}, table=None, stopped={}, asks={})
+    assert "recorded" not in without
