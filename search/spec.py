@@ -232,28 +232,31 @@ class _Stopping:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SuccessiveHalving(_Stopping):
-    """At every rung the best of ``reduction`` structures goes on, with ``reduction`` times the compute (1810.05934)."""
+class _Halving(_Stopping):
+    """At every rung the best of ``reduction`` structures goes on, with ``reduction`` times the compute."""
 
-    kind: Literal["successive-halving"] = "successive-halving"
     reduction: Whole = 2
 
     def __post_init__(self) -> None:
         _Stopping.__post_init__(self)
-        _check_reduction(self.reduction)
+        check_whole("reduction", self.reduction, 2, 4)
+        if self.reduction == 3:
+            raise FieldError("reduction", expected="2 or 4, as curves have points at powers of two", got=self.reduction)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hyperband(_Stopping):
+class SuccessiveHalving(_Halving):
+    """At every rung the best of ``reduction`` structures goes on, with ``reduction`` times the compute (1810.05934)."""
+
+    kind: Literal["successive-halving"] = "successive-halving"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hyperband(_Halving):
     """Successive halving in brackets that take turns, each with a first rung of its own, for losses that cross
     (1603.06560)."""
 
     kind: Literal["hyperband"] = "hyperband"
-    reduction: Whole = 2
-
-    def __post_init__(self) -> None:
-        _Stopping.__post_init__(self)
-        _check_reduction(self.reduction)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,12 +266,6 @@ class MedianRule(_Stopping):
     kind: Literal["median"] = "median"
 
     reduction: ClassVar[int] = 2
-
-
-def _check_reduction(reduction: int) -> None:
-    check_whole("reduction", reduction, 2, 4)
-    if reduction == 3:
-        raise FieldError("reduction", expected="2 or 4, as curves have points at powers of two", got=reduction)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

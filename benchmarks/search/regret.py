@@ -1,7 +1,6 @@
 """How far the best that a contestant has found is from the best that there is, trial by trial, and how sure that is."""
 
 import random
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,21 +11,13 @@ from einlayers.theta import Theta
 from search.proposals import PastTrial
 from search.states import TrialState
 from search.structure import structure_of
+from search.studies.estimates import Estimate
 
 # S seeds, T trials
 Regrets = npt.NDArray[np.float64]
 """``(S, T)``: the true loss of what looked best so far, less the lowest there is."""
 
 _RESAMPLES = 2000
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean over seeds with its 95% bootstrap interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def race(contestant: Contestant, objective: Objective, seed: int, num_trials: int) -> list[float]:
@@ -50,14 +41,14 @@ def race(contestant: Contestant, objective: Objective, seed: int, num_trials: in
     return regrets
 
 
-def mean(regrets_ST: Regrets, num_trials: int) -> Interval:
-    """The regret after so many trials."""
+def mean(regrets_ST: Regrets, num_trials: int) -> Estimate:
+    """The regret after so many trials, and its bootstrap interval over seeds."""
     regrets_S = regrets_ST[:, num_trials - 1]
     draws = np.random.default_rng(0).integers(len(regrets_S), size=(_RESAMPLES, len(regrets_S)))
     return _interval(float(regrets_S.mean()), regrets_S[draws].mean(axis=1))
 
 
-def speedup(regrets_ST: Regrets, random_ST: Regrets) -> Interval:
+def speedup(regrets_ST: Regrets, random_ST: Regrets) -> Estimate:
     """How many times fewer trials it needs than random search does for the regret that this has at its end.
 
     A ratio of the trials at which the means over seeds get there; one more than all of them where they do not.
@@ -82,6 +73,6 @@ def _trials_to(regrets_ST: Regrets, goal: float) -> int:
     return int(reached[0]) + 1 if len(reached) else len(means_T) + 1
 
 
-def _interval(value: float, draws: npt.NDArray[np.float64]) -> Interval:
+def _interval(value: float, draws: npt.NDArray[np.float64]) -> Estimate:
     low, high = np.quantile(draws, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
+    return Estimate(value=value, low=float(low), high=float(high))

@@ -6,8 +6,9 @@ import numpy as np
 
 from benchmarks.search.contestants import DEFAULT, RANDOM
 from benchmarks.search.objectives import Table
-from benchmarks.search.regret import Interval, Regrets, mean, speedup
+from benchmarks.search.regret import Regrets, mean, speedup
 from benchmarks.search.stopping import Stopped
+from search.studies.estimates import Estimate
 
 _HEAD = """# Samplers compared
 
@@ -92,5 +93,5 @@ def _asks(asks: Mapping[str, float]) -> Iterator[str]:
         yield f"| {what} | {1000 * seconds:.0f} |"
 
 
-def _interval(interval: Interval, form: str) -> str:
+def _interval(interval: Estimate, form: str) -> str:
     return f"{interval.value:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
