@@ -20,8 +20,9 @@ from pathlib import Path
 import ray
 
 from search.proxies.char_lm import CharLM
-from search.spec import Budget, SamplerSpec, SearchSpec, Tpe
-from search.spec import Random as RandomSampling
+from search.sampling import Random as RandomSampling
+from search.sampling import SamplerSpec, Tpe
+from search.spec import Budget, SearchSpec
 from search.trial import Outcome, TrialSpec
 from service import leases, listings, searches
 from service.database import Database

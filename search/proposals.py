@@ -17,8 +17,9 @@ from search.designs import GRIDS
 from search.plan import Plan
 from search.proxies.registry import ProxySpec
 from search.samplers.base import Observation, Sampler
+from search.sampling import Grid
 from search.space import SUBSPACES, Unit
-from search.spec import Grid, SearchSpec, metrics
+from search.spec import SearchSpec, metrics
 from search.states import TrialState
 from search.structure import Structure, structure_of
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from search.spec import Hyperband, MedianRule, NoPruner, PrunerSpec, SuccessiveHalving
+from search.stopping import Hyperband, MedianRule, NoPruner, PrunerSpec, SuccessiveHalving
 
 POINT = 2**-0.25
 """A point belongs to the share that it is within this factor of: points lie at half powers of two, in whole steps."""

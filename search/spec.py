@@ -3,24 +3,22 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal, get_args
-
-from pydantic import Discriminator
+from typing import ClassVar, Literal
 
 from einlayers.errors import FieldError
 from einlayers.taxonomy import Taxonomy
 from einlayers.theta import NAMED
 from search.checks import Number, Whole, check_number, check_whole
-from search.designs import GRIDS, GridName
 from search.plan import Plan
 from search.proxies.char_lm import CharLM
 from search.proxies.registry import ProxySpec
 from search.proxies.shapes import ModelCost
+from search.sampling import CmaEs, RayTune, SamplerSpec, Tpe
 from search.space import SUBSPACES
+from search.stopping import Convergence, NoPruner, PrunerSpec
 
 SubspaceName = Literal["full", "btt", "full-rank-btt", "low-rank", "kronecker", "tensor-train", "monarch"]
 ObjectiveName = Literal["loss", "params", "macs"]
-RayTuneSearcher = Literal["optuna", "hyperopt"]
 SeedName = Literal["dense", "low-rank", "kronecker", "tensor-train", "monarch", "btt"]
 
 
@@ -106,169 +104,6 @@ class Space:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Seeded:
-    """What is drawn follows from this seed and the number of the proposal."""
-
-    seed: Whole = 0
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self) -> None:
-        check_whole("seed", self.seed, 0, 2**63 - 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tpe(_Seeded):
-    """Tree-structured Parzen estimator: uniform at first, then where good structures were found."""
-
-    kind: Literal["tpe"] = "tpe"
-    startup_trials: Whole = 10
-
-    def __post_init__(self) -> None:
-        _Seeded.__post_init__(self)
-        check_whole("startup_trials", self.startup_trials, 1, 100_000)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gp(_Seeded):
-    """Gaussian process with expected improvement: the most from few trials. An ask costs more and more, an eighth of a
-    second after 100 trials; after ``max_observed`` it goes on as ``tpe``."""
-
-    kind: Literal["gp"] = "gp"
-    startup_trials: Whole = 10
-    max_observed: Whole = 200
-
-    def __post_init__(self) -> None:
-        _Seeded.__post_init__(self)
-        check_whole("startup_trials", self.startup_trials, 1, 100_000)
-        check_whole("max_observed", self.max_observed, 1, 1000)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CmaEs(_Seeded):
-    """Covariance matrix adaptation: a normal distribution that moves and shrinks, generation by generation."""
-
-    kind: Literal["cma-es"] = "cma-es"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NsgaII(_Seeded):
-    """A genetic algorithm that keeps whole Pareto fronts (Deb et al., 2002); ``population`` trials are a generation."""
-
-    kind: Literal["nsga-ii"] = "nsga-ii"
-    population: Whole = 20
-
-    def __post_init__(self) -> None:
-        _Seeded.__post_init__(self)
-        check_whole("population", self.population, 2, 1000)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Qmc(_Seeded):
-    """Quasi-Monte Carlo: a scrambled Sobol sequence, more even than random, and as blind."""
-
-    kind: Literal["qmc"] = "qmc"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Random(_Seeded):
-    """Uniform over the subspace: the baseline that every sampler has to beat."""
-
-    kind: Literal["random"] = "random"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RayTune(_Seeded):
-    """A searcher of Ray Tune: its ``optuna`` (TPE with Ray's settings), or ``hyperopt`` (the original TPE). It is told the
-    whole history at every ask; after ``max_observed`` it goes on as ``tpe``."""
-
-    kind: Literal["ray-tune"] = "ray-tune"
-    searcher: RayTuneSearcher = "hyperopt"
-    max_observed: Whole = 200
-
-    def __post_init__(self) -> None:
-        _Seeded.__post_init__(self)
-        if self.searcher not in get_args(RayTuneSearcher):
-            raise FieldError("searcher", expected=f"one of {get_args(RayTuneSearcher)}", got=self.searcher)
-        check_whole("max_observed", self.max_observed, 1, 1000)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grid(_Seeded):
-    """No sampling: the structures of a list, in its order, that lie in the subspace: the ``named`` designs, or the 23 that
-    2410.02117 compares (``papers``). Trainings follow from the seed."""
-
-    kind: Literal["grid"] = "grid"
-    designs: GridName = "papers"
-
-    def __post_init__(self) -> None:
-        _Seeded.__post_init__(self)
-        if self.designs not in GRIDS:
-            raise FieldError("designs", expected=f"one of {', '.join(GRIDS)}", got=self.designs)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoPruner:
-    """Every trial trains to the end."""
-
-    kind: Literal["none"] = "none"
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Stopping:
-    """From ``min_share`` of its compute on, a trial is compared with those of at least ``startup_structures`` others."""
-
-    min_share: Number = 0.125
-    startup_structures: Whole = 8
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self) -> None:
-        # The first point of a learning curve lies at a sixteenth.
-        check_number("min_share", self.min_share, 1 / 16, 1 / 2)
-        check_whole("startup_structures", self.startup_structures, 1, 10_000)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Halving(_Stopping):
-    """At every rung the best of ``reduction`` structures goes on, with ``reduction`` times the compute."""
-
-    reduction: Whole = 2
-
-    def __post_init__(self) -> None:
-        _Stopping.__post_init__(self)
-        check_whole("reduction", self.reduction, 2, 4)
-        if self.reduction == 3:
-            raise FieldError("reduction", expected="2 or 4, as curves have points at powers of two", got=self.reduction)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SuccessiveHalving(_Halving):
-    """At every rung the best of ``reduction`` structures goes on, with ``reduction`` times the compute (1810.05934)."""
-
-    kind: Literal["successive-halving"] = "successive-halving"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hyperband(_Halving):
-    """Successive halving in brackets that take turns, each with a first rung of its own, for losses that cross
-    (1603.06560)."""
-
-    kind: Literal["hyperband"] = "hyperband"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MedianRule(_Stopping):
-    """At every point of its learning curve, the better half of the structures goes on."""
-
-    kind: Literal["median"] = "median"
-
-    reduction: ClassVar[int] = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
     """What makes a structure better: a lower held-out loss of its averaged weights, or less of what it costs."""
 
@@ -318,21 +153,6 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Convergence:
-    """When a search ends by itself: when the last ``patience`` trials to end have lowered its best loss by no more than
-    ``min_improvement``, as a share of it."""
-
-    patience: Whole
-    min_improvement: Number = 0.0
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    def __post_init__(self) -> None:
-        check_whole("patience", self.patience, 1, 100_000)
-        check_number("min_improvement", self.min_improvement, 0, 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
     """What one running trial holds of the cluster; below 1 a GPU is shared."""
 
@@ -348,10 +168,6 @@ class Resources:
             raise FieldError("gpus", expected="a share of one GPU (0 to 1) or a whole number", got=self.gpus)
         if self.cpus == 0 and self.gpus == 0:
             raise FieldError("cpus", expected="a positive share of a CPU or a GPU", got=self.cpus)
-
-
-SamplerSpec = Annotated[Tpe | Gp | CmaEs | NsgaII | Qmc | Random | RayTune | Grid | Plan, Discriminator("kind")]
-PrunerSpec = Annotated[NoPruner | SuccessiveHalving | Hyperband | MedianRule, Discriminator("kind")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

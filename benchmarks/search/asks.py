@@ -9,8 +9,9 @@ from benchmarks.search.contestants import PROXY
 from benchmarks.search.objectives import LANDSCAPES
 from search.proposals import PastTrial, propose
 from search.samplers.registry import make_sampler
+from search.sampling import CmaEs, Gp, Qmc, Random, Tpe
 from search.space import SUBSPACES
-from search.spec import Budget, CmaEs, Gp, Qmc, Random, SearchSpec, Tpe
+from search.spec import Budget, SearchSpec
 from search.states import TrialState
 
 _ROUNDS = 7

@@ -12,7 +12,8 @@ from search.proposals import PastTrial, propose
 from search.proxies.presets import PRESETS
 from search.proxies.registry import ProxySpec
 from search.samplers.registry import make_sampler
-from search.spec import Budget, CmaEs, Gp, Grid, Qmc, Random, RayTune, SamplerSpec, SearchSpec, Tpe
+from search.sampling import CmaEs, Gp, Grid, Qmc, Random, RayTune, SamplerSpec, Tpe
+from search.spec import Budget, SearchSpec
 
 PROXY = cast(ProxySpec, PRESETS["screening"].proxy)
 """What decides which structures are one model."""

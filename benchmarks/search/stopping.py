@@ -10,8 +10,8 @@ from benchmarks.search.objectives import SHARES, Table
 from einlayers.theta import Theta
 from search.proposals import PastTrial
 from search.pruning import Climber, is_rung, judge
-from search.spec import Hyperband, MedianRule, NoPruner, PrunerSpec, SuccessiveHalving
 from search.states import TrialState
+from search.stopping import Hyperband, MedianRule, NoPruner, PrunerSpec, SuccessiveHalving
 from search.structure import structure_of
 
 PRUNERS: Mapping[str, PrunerSpec] = {

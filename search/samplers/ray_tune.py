@@ -10,8 +10,8 @@ from ray import tune
 from ray.tune.search.searcher import Searcher
 
 from search.samplers.base import Observation
+from search.sampling import RayTuneSearcher
 from search.space import Unit
-from search.spec import RayTuneSearcher
 
 Config = dict[str, float]
 

@@ -8,7 +8,7 @@ from search.samplers.base import Sampler
 from search.samplers.capped import Capped
 from search.samplers.optuna_backed import OptunaBacked
 from search.samplers.thinned import Thinned
-from search.spec import CmaEs, Gp, NsgaII, Qmc, Random, RayTune, SamplerSpec, Tpe
+from search.sampling import CmaEs, Gp, NsgaII, Qmc, Random, RayTune, SamplerSpec, Tpe
 
 
 def make_sampler(spec: SamplerSpec) -> Sampler:

@@ -27,7 +27,7 @@ from benchmarks.search.stopping import Stopped, stopped_race
 from einlayers.theta import NAMED, Theta
 from search.designs import PAPERS_GRID
 from search.proposals import PastTrial
-from search.spec import NoPruner, PrunerSpec, SuccessiveHalving
+from search.stopping import NoPruner, PrunerSpec, SuccessiveHalving
 from search.structure import structure_of
 from search.studies.structures import RandomStructures
 

@@ -7,7 +7,8 @@ from sqlalchemy import select, text
 
 from einlayers.theta import NAMED
 from search.plan import Plan, Run
-from search.spec import Budget, Random, SearchSpec
+from search.sampling import Random
+from search.spec import Budget, SearchSpec
 from search.trial import Outcome
 from service import migrate
 from service.models import Attempt, Measurement, Search, Trial

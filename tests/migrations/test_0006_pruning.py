@@ -7,7 +7,7 @@ from alembic import command
 from sqlalchemy import select, text
 
 from search.proxies.regression import Regression
-from search.spec import Convergence, SuccessiveHalving
+from search.stopping import Convergence, SuccessiveHalving
 from service import migrate
 from service.models import Search
 from tests.rows import SPEC, Rows

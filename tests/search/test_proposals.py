@@ -12,21 +12,9 @@ from search.proposals import PastTrial, Proposal, check_space, derive_seed, prop
 from search.proxies.char_lm import CharLM
 from search.samplers.base import Observation
 from search.samplers.registry import make_sampler
+from search.sampling import CmaEs, Grid, Qmc, Random, SamplerSpec, Tpe
 from search.space import SUBSPACES, Unit
-from search.spec import (
-    Budget,
-    CmaEs,
-    Constraints,
-    Grid,
-    Objective,
-    Qmc,
-    Random,
-    SamplerSpec,
-    SearchSpec,
-    Space,
-    SubspaceName,
-    Tpe,
-)
+from search.spec import Budget, Constraints, Objective, SearchSpec, Space, SubspaceName
 from search.states import TrialState
 from search.structure import structure_of
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from search.pruning import Climber, Verdict, is_rung, judge, point_of
-from search.spec import Hyperband, MedianRule, NoPruner, PrunerSpec, SuccessiveHalving
+from search.stopping import Hyperband, MedianRule, NoPruner, PrunerSpec, SuccessiveHalving
 
 HALVING = SuccessiveHalving(startup_structures=3)
 POINTS = tuple(2 ** (-k / 2) for k in range(8, -1, -1))

@@ -10,30 +10,9 @@ from einlayers.theta import NAMED
 from search.plan import Plan, Run
 from search.proxies.char_lm import CharLM, FileCorpus
 from search.proxies.shapes import ModelCost
-from search.spec import (
-    Budget,
-    CmaEs,
-    Constraints,
-    Convergence,
-    Gp,
-    Grid,
-    Hyperband,
-    MedianRule,
-    NoPruner,
-    NsgaII,
-    Objective,
-    ObjectiveName,
-    PrunerSpec,
-    Qmc,
-    Random,
-    RayTune,
-    Resources,
-    SamplerSpec,
-    SearchSpec,
-    Space,
-    SuccessiveHalving,
-    Tpe,
-)
+from search.sampling import CmaEs, Gp, Grid, NsgaII, Qmc, Random, RayTune, SamplerSpec, Tpe
+from search.spec import Budget, Constraints, Objective, ObjectiveName, Resources, SearchSpec, Space
+from search.stopping import Convergence, Hyperband, MedianRule, NoPruner, PrunerSpec, SuccessiveHalving
 
 NO_WHOLE_NUMBER = (math.nan, math.inf, -1, 1.5, 2.0, True, None, "2", 2**64)
 NO_NUMBER = [

@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import update
 
 from search.proxies.char_lm import FileCorpus
-from search.spec import Budget, Random, SearchSpec
+from search.sampling import Random
+from search.spec import Budget, SearchSpec
 from search.states import SearchState
 from service import leases, listings, repositories, searches
 from service.clock import now

@@ -8,7 +8,8 @@ from sqlalchemy import select, text
 
 from einlayers.theta import NAMED, Theta
 from search.proxies.char_lm import CharLM, FileCorpus, StdlibCorpus
-from search.spec import Budget, Constraints, Random, Resources, SearchSpec, Space, Tpe
+from search.sampling import Random, Tpe
+from search.spec import Budget, Constraints, Resources, SearchSpec, Space
 from service.models import Search, Trial
 from tests.rows import SPEC, Rows
 from tests.strategies import thetas

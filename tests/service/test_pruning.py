@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from einlayers.theta import NAMED
-from search.spec import Budget, MedianRule, SearchSpec, SuccessiveHalving
+from search.spec import Budget, SearchSpec
 from search.states import AttemptState, TrialState
+from search.stopping import MedianRule, SuccessiveHalving
 from service import rankings, repositories, trials
 from service.database import Database
 from service.models import Reason, Trial

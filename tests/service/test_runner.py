@@ -9,8 +9,10 @@ import pytest
 from einlayers.theta import NAMED
 from search.proposals import PastTrial, propose
 from search.samplers.registry import make_sampler
-from search.spec import Budget, Constraints, Convergence, Random, Resources, Space, Tpe
+from search.sampling import Random, Tpe
+from search.spec import Budget, Constraints, Resources, Space
 from search.states import AttemptState, SearchState, TrialState
+from search.stopping import Convergence
 from service import rankings, repositories, searches, trials
 from service.clock import now
 from service.database import Database

@@ -8,7 +8,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from einlayers.theta import NAMED
-from search.spec import Resources, Tpe
+from search.sampling import Tpe
+from search.spec import Resources
 from search.states import AttemptState, SearchState, TrialState
 from search.trial import Outcome
 from service import leases, repositories, trials

@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 
 from einlayers.theta import NAMED
 from search.proxies.char_lm import FileCorpus
-from search.spec import Budget, Random, SearchSpec
+from search.sampling import Random
+from search.spec import Budget, SearchSpec
 from search.states import AttemptState, TrialState
 from search.trial import TrialSpec
 from service import leases, listings, repositories, searches, trials

@@ -5,8 +5,9 @@ from sqlalchemy import select
 
 from einlayers.theta import NAMED
 from search.proposals import Proposal, training_seed
-from search.spec import Budget, Convergence
+from search.spec import Budget
 from search.states import AttemptState, IllegalTransition, SearchState, TrialState
+from search.stopping import Convergence
 from search.structure import structure_of
 from search.trial import Outcome
 from service import leases, rankings, repositories, trials

@@ -8,8 +8,8 @@ import pytest
 from search.samplers.base import Observation, Sampler
 from search.samplers.registry import make_sampler
 from search.samplers.thinned import MAX_OBSERVED, Thinned
+from search.sampling import CmaEs, Gp, NsgaII, Qmc, Random, RayTune, SamplerSpec, Tpe
 from search.space import Unit
-from search.spec import CmaEs, Gp, NsgaII, Qmc, Random, RayTune, SamplerSpec, Tpe
 from tests.contracts.sampler import SamplerContract
 
 NUM_TRIALS = 30
