@@ -24,6 +24,11 @@ three seeds had 2 in common. For the fourth the teacher got eight outputs: it ke
 with that at four times the compute by 0.74 only, and the order of random structures with the GPT's by 0.53. For this one it
 has four (ADR 14), and the widths and compute that suit them.
 
+Random structures are drawn in two ways: evenly over the coordinates of the space, where most neither share parameters nor
+lose rank, so that their losses lie close together; and as many of each group of the taxonomy, with exponents of thirds and
+quarters, as those were on which the goals had been set (`groups`). The second way was added when the first had been
+measured, and set down before it was.
+
 Every number is from trials of the service itself; intervals are 95%, over structures for rank
 correlations (bootstrap) and over seeds for multipliers (Student's t, the noise of the dense baseline included). The Spearman
 with the truth compares the mean over seeds with the reference that is named below.

@@ -22,6 +22,8 @@ ONE_WIDTH = 76
 
 TEXT = {"kind": "char_lm", "train_flops": 1e11}
 RANDOM = {"count": 24, "seed": SEED}
+GROUPS = {**RANDOM, "spread": "groups"}
+"""As many of each group of the taxonomy, as those were on which the goals were set."""
 
 
 def _fidelity(name: str, proxy: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
@@ -63,6 +65,16 @@ STUDIES: tuple[Mapping[str, Any], ...] = (
         MIDDLE,
         replicates=3,
         structures=RANDOM,
+        reference=TEXT,
+        reference_replicates=3,
+        neighbours=False,
+    ),
+    _fidelity("groups", MIDDLE, replicates=3, structures=GROUPS, reference_replicates=1, neighbours=False),
+    _fidelity(
+        "groups against text",
+        MIDDLE,
+        replicates=3,
+        structures=GROUPS,
         reference=TEXT,
         reference_replicates=3,
         neighbours=False,

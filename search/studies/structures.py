@@ -3,8 +3,11 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from itertools import cycle
+from typing import ClassVar, Literal, get_args
 
+from einlayers.errors import FieldError
+from einlayers.taxonomy import taxonomy
 from einlayers.theta import NAMED, Theta
 from search.checks import Whole, check_whole
 from search.space import SUBSPACES
@@ -28,26 +31,76 @@ REFERENCE_SET: tuple[Theta, ...] = tuple(
 """Eight structures, dense first, two or three of each group of the taxonomy (2410.02117, section 4)."""
 
 
+Spread = Literal["cube", "groups"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomStructures:
-    """Structures drawn evenly from the coordinates of the full space, a stated number from a stated seed; all of them
-    different, and none of them dense."""
+    """Random structures, a stated number from a stated seed; all of them different, and none of them dense.
+
+    ``spread``: evenly over the coordinates of the full space (``cube``), where most lose no rank and share little, and lie
+    close together; or as many of each group of the taxonomy (``groups``): parameters shared or not, rank lost or not, with
+    exponents that are thirds or quarters.
+    """
 
     count: Whole
     seed: Whole = 0
+    spread: Spread = "cube"
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         check_whole("count", self.count, 3, 500)
         check_whole("seed", self.seed, 0, 2**63 - 1)
+        if self.spread not in get_args(Spread):
+            raise FieldError("spread", expected=f"one of {', '.join(get_args(Spread))}", got=self.spread)
 
     def __iter__(self) -> Iterator[Theta]:
-        draw, full = random.Random(self.seed), SUBSPACES["full"]
         drawn = {NAMED["dense"]}
-        while len(drawn) <= self.count:
-            # To four digits, so that what is drawn can be written down.
-            theta = full.to_theta(tuple(round(draw.random(), 4) for _ in range(full.num_coordinates)))
+        for theta in (
+            _by_group(random.Random(self.seed)) if self.spread == "groups" else _in_cube(random.Random(self.seed))
+        ):
+            if len(drawn) > self.count:
+                break
             if theta not in drawn:
                 drawn.add(theta)
                 yield theta
+
+
+def _in_cube(draw: random.Random) -> Iterator[Theta]:
+    full = SUBSPACES["full"]
+    while True:
+        # To four digits, so that what is drawn can be written down.
+        yield full.to_theta(tuple(round(draw.random(), 4) for _ in range(full.num_coordinates)))
+
+
+def _by_group(draw: random.Random) -> Iterator[Theta]:
+    """Groups take turns."""
+    for group in cycle([(False, False), (False, True), (True, False), (True, True)]):
+        yield next(theta for theta in _of_fractions(draw) if _group(theta) == group)
+
+
+def _group(theta: Theta) -> tuple[bool, bool]:
+    """Whether it shares parameters, and whether it loses rank."""
+    found = taxonomy(theta)
+    return found.omega > _EXACT, found.psi < 1 - _EXACT
+
+
+def _of_fractions(draw: random.Random) -> Iterator[Theta]:
+    """Structures whose axes are thirds or quarters of either side, and whose rank is one of them too."""
+    full = SUBSPACES["full"]
+    while True:
+        sides = [_fractions(draw, draw.choice((3, 4))) for _ in range(2)]
+        theta = Theta.of((*sides[0], *sides[1], draw.choice(_RANKS))).canonical()
+        if full.to_unit(theta) is not None:
+            yield theta
+
+
+def _fractions(draw: random.Random, parts: int) -> tuple[float, float, float]:
+    """Three whole numbers of ``parts`` that sum to 1, all choices alike."""
+    first, second = sorted(draw.sample(range(parts + 2), 2))
+    return first / parts, (second - first - 1) / parts, (parts + 1 - second) / parts
+
+
+_RANKS = (0.0, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4)
+_EXACT = 1e-9

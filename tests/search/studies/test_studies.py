@@ -20,7 +20,7 @@ from search.studies.calibration import Calibration
 from search.studies.fidelity import FidelityStudy, reference_of
 from search.studies.registry import StudySpec
 from search.studies.scaling import ScalingStudy
-from search.studies.structures import REFERENCE_SET, RandomStructures
+from search.studies.structures import REFERENCE_SET, RandomStructures, Spread
 from search.studies.transfer import TransferCheck
 
 PROXY = Regression(train_flops=1e10)
@@ -112,10 +112,24 @@ class TestStructures:
         assert sum(group.psi < 1 for group in groups) >= 2
         assert sum(group.omega > 0 for group in groups) >= 2
 
-    def test_drawn_are_all_different_and_none_is_dense(self) -> None:
-        drawn = set(RandomStructures(count=500, seed=0))
+    @pytest.mark.parametrize("spread", ["cube", "groups"])
+    def test_drawn_are_all_different_and_none_is_dense(self, spread: Spread) -> None:
+        drawn = set(RandomStructures(count=500, seed=0, spread=spread))
         assert len(drawn) == 500
         assert not any(theta.is_dense for theta in drawn)
+
+    def test_drawn_by_group_are_as_many_of_each_with_exponents_of_thirds_and_quarters(self) -> None:
+        drawn = list(RandomStructures(count=24, seed=3, spread="groups"))
+        found = [taxonomy(theta) for theta in drawn]
+        groups = Counter((each.omega > 1e-9, each.psi < 1 - 1e-9) for each in found)
+        assert sorted(groups.values()) == [6, 6, 6, 6]
+        twelfths = [12 * exponent for theta in drawn for exponent in theta.exponents]
+        assert twelfths == pytest.approx([round(each) for each in twelfths])
+        assert {round(each) for each in twelfths} <= {0, 3, 4, 6, 8, 9, 12}
+
+    def test_drawn_by_an_unknown_spread_are_refused(self) -> None:
+        with pytest.raises(FieldError, match="one of cube, groups"):
+            RandomStructures(count=24, spread="sphere")  # type: ignore[arg-type]
 
     def test_drawn_from_a_seed_are_the_same_for_ever(self) -> None:
         drawn = list(RandomStructures(count=5, seed=1))
