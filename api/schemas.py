@@ -137,7 +137,8 @@ class AttemptResource(Schema):
 class TrialResource(Schema):
     """A structure, trained once from one seed. ``macs`` per example (of text: a token), forward; ``loss`` held out.
     ``transfers``: whether the learning rate transfers to it, null where that was not checked. ``expected_loss``: of one that
-    was pruned, what it would have had."""
+    was pruned, what it would have had. ``latency`` and ``peak_memory``: the seconds of a forward and a backward pass, and
+    the bytes of a training step, at the proxy's batch on the device that trained it; null unless the search asks for one."""
 
     id: str
     search_id: str
@@ -163,6 +164,8 @@ class TrialResource(Schema):
     history_size: int
     loss: float | None
     expected_loss: float | None
+    latency: float | None
+    peak_memory: int | None
     seconds: float | None
     cpu_seconds: float | None
     excluded_at: datetime | None

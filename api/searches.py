@@ -82,8 +82,8 @@ def get_pareto(
         str,
         Query(
             max_length=200,
-            description="Two to four of loss, omega, psi, nu, params, macs, seconds, by commas; psi is maximised and the "
-            "others minimised unless :max or :min follows.",
+            description="Two to four of loss, omega, psi, nu, params, macs, latency, peak_memory, seconds, by commas; psi "
+            "is maximised and the others minimised unless :max or :min follows.",
         ),
     ] = "loss,macs",
 ) -> ListOf[RankedResource]:

@@ -130,8 +130,8 @@ class Client:
     def pareto(self, search_id: str, metrics: Sequence[str] = ("loss", "macs")) -> list[Ranked]:
         """The structures that no other one of the search beats in all of these metrics, by the first of them.
 
-        Of loss, omega, psi, nu, params, macs, seconds; psi is maximised, the others minimised, unless ``:max`` or ``:min``
-        follows.
+        Of loss, omega, psi, nu, params, macs, latency, peak_memory, seconds; psi is maximised, the others minimised, unless
+        ``:max`` or ``:min`` follows.
         """
         parameters = {"metrics": ",".join(metrics)}
         return [cast(Ranked, item) for item in self._items(f"{_path('searches', search_id)}/pareto", parameters)]

@@ -81,7 +81,8 @@ def _kept(training: Training, batch: Batch) -> Iterable[Tensor]:
 
 
 def _peak_of_tensors(training: Training, batch: Batch) -> int:
-    with LiveTensors() as tensors:
+    tensors = LiveTensors()
+    with tensors:
         for _ in range(_STEPS):
             training.update(batch)
     return tensors.peak
