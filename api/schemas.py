@@ -238,6 +238,23 @@ class BestResource(Schema):
     items: Sequence[RankedResource]
 
 
+class HypervolumePointResource(Schema):
+    """The hypervolume once a trial had ended, and the training FLOPs that all trials had taken by then."""
+
+    number: int
+    finished_at: datetime
+    train_flops: float
+    hypervolume: float
+
+
+class HypervolumeResource(Schema):
+    """How a Pareto front grew, up to a reference by metric, which is null while no trial has completed. A volume is one of
+    natural logarithms: 1 is a structure that is better than the reference by a factor of e in every metric."""
+
+    reference: Mapping[str, float] | None
+    points: Sequence[HypervolumePointResource]
+
+
 class StructureEstimate(Schema):
     """A known design on the proxy of a search, before training."""
 

@@ -157,6 +157,22 @@ class Ranked(TypedDict):
     trial: Trial
 
 
+class HypervolumePoint(TypedDict):
+    """The hypervolume once a trial had ended, and the training FLOPs that all trials had taken by then."""
+
+    number: int
+    finished_at: str
+    train_flops: float
+    hypervolume: float
+
+
+class Hypervolume(TypedDict):
+    """How a Pareto front grew, in natural logarithms of the ratios to ``reference``; None while no trial has completed."""
+
+    reference: dict[str, float] | None
+    points: list[HypervolumePoint]
+
+
 class Estimate(TypedDict):
     """What a search would cost at most, None where only time limits it, its dense baseline, and its seeds."""
 

@@ -228,6 +228,7 @@ IDS = {
 WITH_IDS = (
     ("GET", "/v1/searches/{}"),
     ("GET", "/v1/searches/{}/best"),
+    ("GET", "/v1/searches/{}/hypervolume"),
     ("GET", "/v1/searches/{}/trials"),
     ("POST", "/v1/searches/{}:pause"),
     ("POST", "/v1/searches/{}:resume"),
