@@ -33,6 +33,10 @@ class _Parameters:
     params_max: Bound = None
     macs_min: Bound = None
     macs_max: Bound = None
+    latency_min: Bound = None
+    latency_max: Bound = None
+    peak_memory_min: Bound = None
+    peak_memory_max: Bound = None
     seconds_min: Bound = None
     seconds_max: Bound = None
     include_excluded: bool = False

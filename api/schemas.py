@@ -137,7 +137,8 @@ class AttemptResource(Schema):
 class TrialResource(Schema):
     """A structure, trained once from one seed. ``macs`` per example (of text: a token), forward; ``loss`` held out.
     ``transfers``: whether the learning rate transfers to it, null where that was not checked. ``expected_loss``: of one that
-    was pruned, what it would have had."""
+    was pruned, what it would have had. ``latency`` and ``peak_memory``: the seconds of a forward and a backward pass, and
+    the bytes of a training step, at the proxy's batch on the device that trained it; null unless the search asks for one."""
 
     id: str
     search_id: str
@@ -163,6 +164,8 @@ class TrialResource(Schema):
     history_size: int
     loss: float | None
     expected_loss: float | None
+    latency: float | None
+    peak_memory: int | None
     seconds: float | None
     cpu_seconds: float | None
     excluded_at: datetime | None
@@ -233,6 +236,23 @@ class BestResource(Schema):
     """Structures of a search, best first."""
 
     items: Sequence[RankedResource]
+
+
+class HypervolumePointResource(Schema):
+    """The hypervolume once a trial had ended, and the training FLOPs that all trials had taken by then."""
+
+    number: int
+    finished_at: datetime
+    train_flops: float
+    hypervolume: float
+
+
+class HypervolumeResource(Schema):
+    """How a Pareto front grew, up to a reference by metric, which is null while no trial has completed. A volume is one of
+    natural logarithms: 1 is a structure that is better than the reference by a factor of e in every metric."""
+
+    reference: Mapping[str, float] | None
+    points: Sequence[HypervolumePointResource]
 
 
 class StructureEstimate(Schema):

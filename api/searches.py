@@ -8,9 +8,17 @@ from api.auth import Reader, Submitter
 from api.deps import AppDatabase, AppSettings, Paging, Reading, SearchId, Writing
 from api.errors import responses
 from api.idempotency import Idempotent
-from api.schemas import BestResource, EstimateResource, ListOf, RankedResource, SearchChanges, SearchResource
+from api.schemas import (
+    BestResource,
+    EstimateResource,
+    HypervolumeResource,
+    ListOf,
+    RankedResource,
+    SearchChanges,
+    SearchResource,
+)
 from search.spec import SearchSpec
-from service import quotas, rankings, searches
+from service import hypervolumes, quotas, rankings, searches
 from service.models import PauseMode
 
 router = APIRouter(prefix="/v1", tags=["searches"])
@@ -82,8 +90,8 @@ def get_pareto(
         str,
         Query(
             max_length=200,
-            description="Two to four of loss, omega, psi, nu, params, macs, seconds, by commas; psi is maximised and the "
-            "others minimised unless :max or :min follows.",
+            description="Two to four of loss, omega, psi, nu, params, macs, latency, peak_memory, seconds, by commas; psi "
+            "is maximised and the others minimised unless :max or :min follows.",
         ),
     ] = "loss,macs",
 ) -> ListOf[RankedResource]:
@@ -91,6 +99,29 @@ def get_pareto(
     front = rankings.pareto(database, search_id, metrics, page)
     items = [RankedResource.of(ranked) for ranked in front.items]
     return ListOf[RankedResource](items=items, next_page_token=front.next_token)
+
+
+@router.get("/searches/{search_id}/hypervolume", responses=responses(404, 422))
+def get_hypervolume(
+    search_id: SearchId,
+    session: Reading,
+    caller: Reader,
+    metrics: Annotated[
+        str,
+        Query(
+            max_length=200, description="Two to four of loss, params, macs, latency, peak_memory, seconds, by commas."
+        ),
+    ] = "loss,macs",
+    reference: Annotated[
+        str | None,
+        Query(
+            max_length=200,
+            description="A value for each metric, by commas; 1.1 times the worst by now if none is given.",
+        ),
+    ] = None,
+) -> HypervolumeResource:
+    """How the front of a search grew with its trials: a point for each that enlarged it, and for the last that ended."""
+    return HypervolumeResource.model_validate(hypervolumes.over_time(session, search_id, metrics, reference))
 
 
 @router.post("/searches/{search_id}:pause", responses=responses(403, 404, 409, 422))

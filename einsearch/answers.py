@@ -85,7 +85,8 @@ class Attempt(TypedDict):
 
 
 class Trial(TypedDict):
-    """A structure, trained once from one seed; ``dims`` are the axis sizes of each kind of layer."""
+    """A structure, trained once from one seed; ``dims`` are the axis sizes of each kind of layer, ``latency`` (seconds) and
+    ``peak_memory`` (bytes) what a training step costs, where the search minimises one of them."""
 
     id: str
     search_id: str
@@ -111,6 +112,8 @@ class Trial(TypedDict):
     history_size: int
     loss: float | None
     expected_loss: float | None
+    latency: float | None
+    peak_memory: int | None
     seconds: float | None
     cpu_seconds: float | None
     excluded_at: str | None
@@ -152,6 +155,22 @@ class Ranked(TypedDict):
     multiplier: dict[str, Any] | None
     replicates: list[Replicate]
     trial: Trial
+
+
+class HypervolumePoint(TypedDict):
+    """The hypervolume once a trial had ended, and the training FLOPs that all trials had taken by then."""
+
+    number: int
+    finished_at: str
+    train_flops: float
+    hypervolume: float
+
+
+class Hypervolume(TypedDict):
+    """How a Pareto front grew, in natural logarithms of the ratios to ``reference``; None while no trial has completed."""
+
+    reference: dict[str, float] | None
+    points: list[HypervolumePoint]
 
 
 class Estimate(TypedDict):

@@ -17,6 +17,7 @@ from einsearch.answers import (
     Event,
     ExportFormat,
     Health,
+    Hypervolume,
     Measurement,
     NewWebhook,
     PauseMode,
@@ -130,11 +131,24 @@ class Client:
     def pareto(self, search_id: str, metrics: Sequence[str] = ("loss", "macs")) -> list[Ranked]:
         """The structures that no other one of the search beats in all of these metrics, by the first of them.
 
-        Of loss, omega, psi, nu, params, macs, seconds; psi is maximised, the others minimised, unless ``:max`` or ``:min``
-        follows.
+        Of loss, omega, psi, nu, params, macs, latency, peak_memory, seconds; psi is maximised, the others minimised, unless
+        ``:max`` or ``:min`` follows.
         """
         parameters = {"metrics": ",".join(metrics)}
         return [cast(Ranked, item) for item in self._items(f"{_path('searches', search_id)}/pareto", parameters)]
+
+    def hypervolume(
+        self, search_id: str, metrics: Sequence[str] = ("loss", "macs"), *, reference: Sequence[float] | None = None
+    ) -> Hypervolume:
+        """How the front of a search grew with its trials.
+
+        In two to four of loss, params, macs, latency, peak_memory, seconds. ``reference``: a value for each of them, such as
+        that of an earlier answer to compare with; by default it is 1.1 times the worst of each by now.
+        """
+        parameters = {"metrics": ",".join(metrics)}
+        if reference is not None:
+            parameters["reference"] = ",".join(map(repr, map(float, reference)))
+        return cast(Hypervolume, self._get(f"{_path('searches', search_id)}/hypervolume", parameters))
 
     def submit_study(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Study:
         """Begin a study, of the kind that ``spec`` says, once; see the studies in the API's documentation for the rest.

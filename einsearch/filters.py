@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, TypedDict
 
-Metric = Literal["loss", "omega", "psi", "nu", "params", "macs", "seconds"]
+Metric = Literal["loss", "omega", "psi", "nu", "params", "macs", "latency", "peak_memory", "seconds"]
 
 
 class StructureFilters(TypedDict, total=False):
@@ -24,6 +24,10 @@ class StructureFilters(TypedDict, total=False):
     params_max: float
     macs_min: float
     macs_max: float
+    latency_min: float
+    latency_max: float
+    peak_memory_min: float
+    peak_memory_max: float
     seconds_min: float
     seconds_max: float
     include_excluded: bool

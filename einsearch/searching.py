@@ -100,7 +100,10 @@ def pareto(
     search_id: SearchId,
     metrics: Annotated[
         str,
-        typer.Option(help="Two to four of loss, omega, psi, nu, params, macs, seconds; :max or :min may follow one."),
+        typer.Option(
+            help="Two to four of loss, omega, psi, nu, params, macs, latency, peak_memory, seconds; :max or :min may "
+            "follow one."
+        ),
     ] = "loss,macs",
     url: Url = None,
     api_key: ApiKey = None,

@@ -1,7 +1,7 @@
 """What the command line shows: tables, a structure on paper, a line for an event."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -39,15 +39,15 @@ def _show_ranked(console: Console, search: Search, ranked: Sequence[Ranked], tit
         console.print(f"{search['name']}: no structure has been trained to the end yet.")
         return
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    has_worth = any(item["multiplier"] for item in ranked)
-    columns = [column for column in _BEST_COLUMNS if has_worth or column[0] != "worth"]
+    rows = [_best_row(item) for item in ranked]
+    columns = [column for column in _BEST_COLUMNS if any(row[column[0]] for row in rows)]
     for heading, justify in columns:
-        table.add_column(heading, justify=justify, no_wrap=heading not in ("theta", "seed"), overflow="fold")  # type: ignore[arg-type]  # rich's literal
-    for item in ranked:
-        table.add_row(*_best_row(item, has_worth))
+        table.add_column(heading, justify=justify, no_wrap=heading not in ("theta", "seed"), overflow="fold")
+    for row in rows:
+        table.add_row(*(row[heading] for heading, _ in columns))
     console.print(table)
     example, loss = units_of(search)
-    if has_worth:
+    if any(item["multiplier"] for item in ranked):
         console.print("worth: how many times its compute dense needs for that loss, with its 95% interval.")
     if failing := [f"#{item['rank']}" for item in ranked if item["trial"]["transfers"] is False]:
         console.print(f"the learning rate does not transfer to {', '.join(failing)}: a tuned one may do better.")
@@ -130,7 +130,7 @@ def show_description(console: Console, description: dict[str, Any]) -> None:
     console.print(table, soft_wrap=True)
 
 
-_BEST_COLUMNS = (
+_BEST_COLUMNS: Sequence[tuple[str, Literal["left", "right"]]] = (
     ("#", "right"),
     ("family", "left"),
     ("theta", "left"),
@@ -140,6 +140,8 @@ _BEST_COLUMNS = (
     ("width", "right"),
     ("params", "right"),
     ("MACs", "right"),
+    ("latency", "right"),
+    ("peak memory", "right"),
     ("loss", "right"),
     ("worth", "right"),
     ("seed", "right"),
@@ -150,18 +152,25 @@ def _worth(multiplier: Mapping[str, Any] | None) -> str:
     return "" if multiplier is None else "{value:.2f} [{low:.2f}, {high:.2f}]".format_map(multiplier)
 
 
-def _best_row(item: Ranked, has_worth: bool) -> list[str]:
+def _best_row(item: Ranked) -> Mapping[str, str]:
+    """The cells by their headings; empty where there is nothing to say."""
     trial = item["trial"]
     spread = "" if item["loss_sd"] is None else f" ± {item['loss_sd']:.4f}"
-    return [
-        str(item["rank"]),
-        trial["family"],
-        str(Theta(**trial["theta"])),
-        *(f"{value:.3f}" for value in (trial["omega"], trial["psi"], trial["nu"])),
-        str(trial["width"]),
-        f"{trial['params']:,}",
-        f"{trial['macs']:,}",
-        f"{item['loss']:.4f}{spread}",
-        *([_worth(item["multiplier"])] if has_worth else []),
-        ", ".join(str(replicate["seed"]) for replicate in item["replicates"]),
-    ]
+    # Which older services do not answer.
+    latency, peak_memory = trial.get("latency"), trial.get("peak_memory")
+    return {
+        "#": str(item["rank"]),
+        "family": trial["family"],
+        "theta": str(Theta(**trial["theta"])),
+        "omega": f"{trial['omega']:.3f}",
+        "psi": f"{trial['psi']:.3f}",
+        "nu": f"{trial['nu']:.3f}",
+        "width": str(trial["width"]),
+        "params": f"{trial['params']:,}",
+        "MACs": f"{trial['macs']:,}",
+        "latency": "" if latency is None else f"{1000 * latency:,.2f} ms",
+        "peak memory": "" if peak_memory is None else f"{peak_memory / 2**20:,.1f} MiB",
+        "loss": f"{item['loss']:.4f}{spread}",
+        "worth": _worth(item["multiplier"]),
+        "seed": ", ".join(str(replicate["seed"]) for replicate in item["replicates"]),
+    }

@@ -34,7 +34,7 @@ class PastTrial:
     """A trial as the next proposal sees it; the history lists them in order of their number.
 
     One that was ``excluded`` is known, and not tried again by the search itself, but its loss teaches nothing. The loss of
-    one that was pruned is what it would have had.
+    one that was pruned is what it would have had. ``latency`` and ``peak_memory`` are None until they were measured.
     """
 
     theta: Theta
@@ -44,6 +44,8 @@ class PastTrial:
     excluded: bool = False
     params: int = 0
     macs: int = 0
+    latency: float | None = None
+    peak_memory: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,12 +216,22 @@ def _even_points(num_coordinates: int, seed: int) -> Iterator[Unit]:
 
 def _seen(spec: SearchSpec, history: Sequence[PastTrial]) -> tuple[list[Observation], list[Unit]]:
     """The history in the sampler's coordinates, without designs from outside of the subspace."""
-    subspace, others = SUBSPACES[spec.space.subspace], spec.other_metrics
+    subspace = SUBSPACES[spec.space.subspace]
     placed = [(past, subspace.to_unit(past.theta)) for past in history]
     observed = [
-        Observation(unit=unit, loss=past.loss, others=tuple(float(getattr(past, name)) for name in others))
+        _observation(past, unit, spec.other_metrics)
         for past, unit in placed
         if unit and past.state.is_final and not past.excluded
     ]
     pending = [unit for past, unit in placed if unit and not past.state.is_final]
     return observed, pending
+
+
+def _observation(past: PastTrial, unit: Unit, metrics: Sequence[str]) -> Observation:
+    """An end as a sampler sees it; without all of its values there is no place among the others, whatever the loss."""
+    others = [getattr(past, metric) for metric in metrics]
+    return Observation(
+        unit=unit,
+        loss=None if None in others else past.loss,
+        others=tuple(None if value is None else float(value) for value in others),
+    )

@@ -18,7 +18,10 @@ from search.space import SUBSPACES
 from search.stopping import Convergence, NoPruner, PrunerSpec
 
 SubspaceName = Literal["full", "btt", "full-rank-btt", "low-rank", "kronecker", "tensor-train", "monarch"]
-ObjectiveName = Literal["loss", "params", "macs"]
+ObjectiveName = Literal["loss", "params", "macs", "latency", "peak_memory"]
+MEASURED: frozenset[ObjectiveName] = frozenset({"latency", "peak_memory"})
+"""What is known of a structure only once a step of it was measured, on the device that trains it."""
+
 SeedName = Literal["dense", "low-rank", "kronecker", "tensor-train", "monarch", "btt"]
 
 
@@ -227,6 +230,11 @@ class SearchSpec:
     def other_metrics(self) -> tuple[ObjectiveName, ...]:
         """What is minimised beside the loss."""
         return tuple(objective.metric for objective in self.objectives[1:])
+
+    @property
+    def measures_steps(self) -> bool:
+        """Whether what a training step costs is to be measured before every trial."""
+        return not MEASURED.isdisjoint(self.other_metrics)
 
     def _check_objectives(self) -> None:
         names = [objective.metric for objective in self.objectives]

@@ -7,18 +7,20 @@ from enum import StrEnum
 
 from einlayers.errors import FieldError
 from einlayers.theta import Theta
-from search.checks import check_whole
+from search.checks import check_number, check_whole
 from search.proxies.registry import ProxySpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialSpec:
-    """One training run: this structure, at this width, on this proxy, from this seed."""
+    """One training run: this structure, at this width, on this proxy, from this seed; ``measured``: after what a step of it
+    costs on its device was measured."""
 
     theta: Theta
     proxy: ProxySpec
     width: int
     seed: int
+    measured: bool = False
 
     def __post_init__(self) -> None:
         check_whole("width", self.width, 1, 2**20)
@@ -28,13 +30,32 @@ class TrialSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepCost:
+    """What a training step of a model costs on its device, at the batch of its proxy: ``latency``, the seconds of a forward
+    and a backward pass, and ``peak_memory``, the most bytes that tensors take at once.
+
+    Raises:
+        FieldError: one of them is no positive number.
+    """
+
+    latency: float
+    peak_memory: int
+
+    def __post_init__(self) -> None:
+        check_number("latency", self.latency, 1e-9, 1e9)
+        check_whole("peak_memory", self.peak_memory, 1, 2**63 - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A point of the learning curve: held-out loss of the averaged weights after so many examples (of text: tokens)."""
+    """A point of the learning curve: held-out loss of the averaged weights after so many examples (of text: tokens); with
+    what a step costs, where that was measured."""
 
     step: int
     examples: int
     train_flops: float
     loss: float
+    step_cost: StepCost | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

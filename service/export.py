@@ -48,6 +48,8 @@ COLUMNS: Mapping[str, Type] = MappingProxyType(
         "seed": "whole",
         "history_size": "whole",
         "loss": "number",
+        "latency": "number",
+        "peak_memory": "whole",
         "seconds": "number",
         "cpu_seconds": "number",
         "num_attempts": "whole",

@@ -1,6 +1,7 @@
 """Pages of searches, of the trials of one, and of structures over all, by filters and in the order of any metric.
 
-A list in the order of a metric that a trial may lack (``loss``, ``seconds``) holds those trials that have it.
+A list in the order of a metric that a trial may lack (``loss``, ``latency``, ``peak_memory``, ``seconds``) holds those
+trials that have it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,7 @@ from search.states import SearchState, TrialState
 from service.models import Origin, Search, Trial
 from service.paging import Key, Page, PageRequest, page_of
 
-Metric = Literal["loss", "omega", "psi", "nu", "params", "macs", "seconds"]
+Metric = Literal["loss", "omega", "psi", "nu", "params", "macs", "latency", "peak_memory", "seconds"]
 METRICS: Mapping[Metric, InstrumentedAttribute[Any]] = {name: getattr(Trial, name) for name in get_args(Metric)}
 """The columns of a trial that lists can be filtered and ordered by."""
 

@@ -204,7 +204,7 @@ def operator_name(theta: Theta) -> str:
     return " ".join(f"{exponent:.9g}" for exponent in theta.canonical().exponents)
 
 
-METRIC_COLUMNS = ("loss", "omega", "psi", "nu", "params", "macs", "seconds")
+METRIC_COLUMNS = ("loss", "omega", "psi", "nu", "params", "macs", "latency", "peak_memory", "seconds")
 """What lists of trials can be filtered and ordered by. Each has an index within a search, and one over all searches."""
 
 
@@ -218,7 +218,8 @@ class Trial(Base):
     ``changed`` is the number of the search's event that told of the last change: what is newer than a number seen before
     is found without reading the rest. ``alone``: it ran out of memory, and its next attempt gets a device to itself.
     ``train_flops`` are reserved, and those that were used once it has been pruned; ``expected_loss`` is what the sampler
-    sees of it then.
+    sees of it then. ``latency`` and ``peak_memory``: of a training step, where the search asks for them
+    (``search.trial.StepCost``).
     """
 
     __tablename__ = "trials"
@@ -259,6 +260,8 @@ class Trial(Base):
     alone: Mapped[bool] = mapped_column(default=False)
     loss: Mapped[float | None]
     expected_loss: Mapped[float | None]
+    latency: Mapped[float | None]
+    peak_memory: Mapped[int | None] = mapped_column(BigInteger)
     seconds: Mapped[float | None]
     cpu_seconds: Mapped[float | None]
     coordinates: Mapped[dict[str, Coordinates] | None] = mapped_column(AsJSON(dict[str, Coordinates]))

@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from einlayers.errors import FieldError
+from search.analysis.skyline import Point, skyline
 from search.states import TrialState
 from search.studies.baseline import DenseFrontier, Multiplier
 from service import evidence, repositories
@@ -24,7 +25,6 @@ from service.errors import InvalidValue
 from service.listings import METRICS, TO_SHOW, Metric
 from service.models import ParetoFront, Result, Search, Trial
 from service.paging import Page, PageRequest, Standing, places_of
-from service.skyline import Point, skyline
 
 _MAX_KEPT = 5_000
 """How many members a front may have that is kept: more are found anew as fast as they are read back."""

@@ -54,6 +54,8 @@ def history(session: Session, search_id: str, *, since: int = -1) -> list[tuple[
             Trial.excluded_at,
             Trial.params,
             Trial.macs,
+            Trial.latency,
+            Trial.peak_memory,
         )
         .where(Trial.search_id == search_id, Trial.changed > since)
         .order_by(Trial.number)
@@ -69,9 +71,13 @@ def history(session: Session, search_id: str, *, since: int = -1) -> list[tuple[
                 excluded=excluded_at is not None,
                 params=params,
                 macs=macs,
+                latency=latency,
+                peak_memory=peak_memory,
             ),
         )
-        for number, theta, digest, state, loss, excluded_at, params, macs in session.execute(query)
+        for number, theta, digest, state, loss, excluded_at, params, macs, latency, peak_memory in session.execute(
+            query
+        )
     ]
 
 

@@ -11,10 +11,14 @@ from service.models import Attempt, Measurement, Origin, Search, Trial
 
 
 def verdict(session: Session, search: Search, attempt: Attempt, report: Report) -> Verdict | None:
-    """Whether a trial is to be stopped, now that it has reported; never one that somebody asked for by its structure."""
+    """Whether a trial is to be stopped, now that it has reported; never one that somebody asked for by its structure, nor
+    one of which anything is not known that the search minimises."""
     spec, trial = search.spec, attempt.trial
     point = point_of(report.train_flops / spec.proxy.train_flops)
     if trial.origin is not Origin.SEARCH or not is_rung(spec.pruner, trial.number, point):
+        return None
+    own = [getattr(trial, name) for name in spec.other_metrics]
+    if None in own:
         return None
     others = _climbers(session, search, point)
     others.pop(trial.number, None)
@@ -22,7 +26,7 @@ def verdict(session: Session, search: Search, attempt: Attempt, report: Report) 
         number=trial.number,
         digest=trial.digest,
         loss=report.loss,
-        others=tuple(float(getattr(trial, name)) for name in spec.other_metrics),
+        others=tuple(map(float, own)),
     )
     return judge(spec.pruner, climber, others.values(), point=point, replicates=spec.replicates)
 
@@ -38,6 +42,7 @@ def _climbers(session: Session, search: Search, point: float) -> MutableMapping[
         .where(
             Trial.search_id == search.id,
             Trial.excluded_at.is_(None),
+            *(other.is_not(None) for other in others),
             Measurement.train_flops.between(point * POINT * total, point / POINT * total),
         )
         .order_by(Trial.number, Attempt.number)

@@ -383,7 +383,13 @@ def _assignment(attempt_id: str, trial: Trial, search: Search) -> Assignment:
     return Assignment(
         key=attempt_id,
         label=f"{search.name} trial {trial.number} {trial.family}{trial.theta}",
-        spec=TrialSpec(theta=trial.theta, proxy=trial.proxy_in(search), width=trial.width, seed=trial.seed),
+        spec=TrialSpec(
+            theta=trial.theta,
+            proxy=trial.proxy_in(search),
+            width=trial.width,
+            seed=trial.seed,
+            measured=search.spec.measures_steps,
+        ),
     )
 
 

@@ -152,7 +152,7 @@ def record_progress(session: Session, lease: Lease, attempt_id: str, report: Rep
     attempt = repositories.attempt_by_id(session, attempt_id)
     if attempt is None or not _may_write(search, lease, attempt):
         return False
-    _measure(session, attempt_id, [report])
+    _measure(session, attempt, [report])
     data = {"attempt": attempt.number, **asdict(report)}
     events.emit(session, search, "trial.progress", data, trial_id=attempt.trial_id)
     if not attempt.is_to_be_pruned and (verdict := rungs.verdict(session, search, attempt, report)):
@@ -175,7 +175,7 @@ def record_outcomes(session: Session, lease: Lease, outcomes: Mapping[str, Outco
 
 
 def _record_end(session: Session, search: Search, attempt: Attempt, outcome: Outcome) -> None:
-    _measure(session, attempt.id, outcome.curve)
+    _measure(session, attempt, outcome.curve)
     attempt.seconds, attempt.resumed_step = outcome.seconds, outcome.resumed_step
     trial = attempt.trial
     if outcome.kind is OutcomeKind.CHECKPOINTED:
@@ -319,13 +319,16 @@ def _reconsider(session: Session, trial: Trial, kind: events.Kind, reason: str |
     search.best_loss = repositories.lowest_loss(session, search.id)
 
 
-def _measure(session: Session, attempt_id: str, reports: Sequence[Report]) -> None:
+def _measure(session: Session, attempt: Attempt, reports: Sequence[Report]) -> None:
+    """Keep what an attempt reports: points of its curve, and what a step costs, which all of them say."""
     if not reports:
         return
-    known = repositories.steps_measured(session, attempt_id)
+    if cost := reports[-1].step_cost:
+        attempt.trial.latency, attempt.trial.peak_memory = cost.latency, cost.peak_memory
+    known = repositories.steps_measured(session, attempt.id)
     session.add_all(
         Measurement(
-            attempt_id=attempt_id,
+            attempt_id=attempt.id,
             step=report.step,
             examples=report.examples,
             train_flops=report.train_flops,

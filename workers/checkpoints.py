@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from search.trial import Report, TrialSpec
+from search.trial import Report, StepCost, TrialSpec
 
 KEEP_DAYS = 60.0
 """Days after which a checkpoint is taken to be forgotten. Its trial, if it still waits, begins anew."""
 
-_FORMAT = 3
+_FORMAT = 4
 _KEY = re.compile(r"(?P<trial>[A-Za-z0-9]{1,64}-[0-9]{1,12})-(?P<attempt>[0-9]{1,12})")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _UNREADABLE = (OSError, EOFError, pickle.UnpicklingError, RuntimeError, ValueError, LookupError, TypeError)
@@ -131,10 +131,14 @@ def _read(path: Path, mark: str) -> Checkpoint:
     saved = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     if saved["for"] != mark:
         raise ValueError("it was made for another structure, other settings or another version of torch")
-    curve = tuple(Report(**report) for report in saved["curve"])
+    curve = tuple(_report(**report) for report in saved["curve"])
     return Checkpoint(
         training=saved["training"], curve=curve, seconds=saved["seconds"], cpu_seconds=saved["cpu_seconds"]
     )
+
+
+def _report(*, step_cost: dict[str, Any] | None, **point: Any) -> Report:
+    return Report(**point, step_cost=StepCost(**step_cost) if step_cost else None)
 
 
 def _attempt_of(path: Path) -> int:

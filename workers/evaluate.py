@@ -10,9 +10,10 @@ from typing import Self
 import torch
 
 from einlayers.errors import FieldError
-from search.trial import Outcome, OutcomeKind, Report, TrialSpec
+from search.trial import Outcome, OutcomeKind, Report, StepCost, TrialSpec
 from workers.checkpoints import Checkpoint, Checkpoints
 from workers.proxies.registry import proxy_for
+from workers.step_cost import step_cost
 from workers.training import Diverged, Training, train
 from workers.transfer import param_groups
 from workers.workspace import Workspace
@@ -87,6 +88,7 @@ class _Run:
         self._files = Checkpoints(folder, key, spec) if folder and key is not None else None
         self._macs = spec.proxy.cost(spec.theta, spec.width).macs
         self._curve: list[Report] = []
+        self._step_cost: StepCost | None = None
         self._started, self._cpu_started = time.perf_counter(), time.process_time()
         self._next_checkpoint = math.inf
         self._resumed_step = 0
@@ -135,10 +137,21 @@ class _Run:
             raise
 
     def _train(self, device: str) -> float:
+        saved = self._files.newest() if self._files else None
+        if self._spec.measured:
+            # By a training of its own, of which nothing is left: the trial is the same as without.
+            self._step_cost = _known_cost(saved) or step_cost(self._begin(device))
+        self._training = training = self._begin(device)
+        if saved:
+            self._resume(training, saved)
+        self._next_checkpoint = time.perf_counter() + self._workspace.checkpoint_every
+        return train(training, record=self._record, before_step=self._before_step)
+
+    def _begin(self, device: str) -> Training:
         spec, proxy = self._spec, proxy_for(self._spec.proxy)
         torch.manual_seed(spec.seed)
         model = proxy.build(spec.theta, spec.width).to(device)
-        training = Training(
+        return Training(
             model,
             param_groups(model, spec.proxy),
             proxy.task(_data_seed(spec), self._workspace, torch.device(device)),
@@ -146,19 +159,13 @@ class _Run:
             warmup_steps=spec.proxy.warmup_steps,
             balance=spec.proxy.mixture.balance if spec.proxy.mixture else 0.0,
         )
-        self._training = training
-        self._resume(training)
-        self._next_checkpoint = time.perf_counter() + self._workspace.checkpoint_every
-        return train(training, record=self._record, before_step=self._before_step)
 
-    def _resume(self, training: Training) -> None:
-        saved = self._files.newest() if self._files else None
-        if saved:
-            training.load_state_dict(saved.training)
-            self._resumed_step = training.step
-            self._curve = list(saved.curve)
-            self._started -= saved.seconds
-            self._cpu_started -= saved.cpu_seconds
+    def _resume(self, training: Training, saved: Checkpoint) -> None:
+        training.load_state_dict(saved.training)
+        self._resumed_step = training.step
+        self._curve = list(saved.curve)
+        self._started -= saved.seconds
+        self._cpu_started -= saved.cpu_seconds
 
     def _before_step(self, training: Training) -> None:
         if self._should_stop():
@@ -188,7 +195,13 @@ class _Run:
 
     def _record(self, step: int, loss: float) -> None:
         examples = step * self._spec.proxy.examples_per_step
-        point = Report(step=step, examples=examples, train_flops=6.0 * self._macs * examples, loss=loss)
+        point = Report(
+            step=step,
+            examples=examples,
+            train_flops=6.0 * self._macs * examples,
+            loss=loss,
+            step_cost=self._step_cost,
+        )
         self._curve.append(point)
         self._report(point)
 
@@ -201,6 +214,10 @@ class _Run:
 
 def _data_seed(spec: TrialSpec) -> int:
     return spec.seed if spec.proxy.data_seed is None else spec.proxy.data_seed
+
+
+def _known_cost(saved: Checkpoint | None) -> StepCost | None:
+    return saved.curve[-1].step_cost if saved and saved.curve else None
 
 
 def _in_a_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from einlayers.routing import auxiliary_loss
 from workers.probe import Probe
-from workers.task import Task
+from workers.task import Batch, Task
 
 _PROBED_STEPS = 10
 _CHECK_EVERY = 25
@@ -74,17 +74,26 @@ class Training:
         batch = next(self.task.batches)
         if self.step == 0:
             self.probe.begin(batch)
+        self.update(batch)
+        self.step += 1
+        self.probe.after(self.step)
+
+    def update(self, batch: Batch) -> None:
+        """Change the weights, and what is averaged of them, by a batch."""
+        loss = self.backward(batch)
+        self.optimiser.step()
+        self.schedule.step()
+        self._average()
+        self.worst = torch.maximum(self.worst, loss.abs())
+
+    def backward(self, batch: Batch) -> Tensor:
+        """The training loss of a batch, forward, and its gradients, backward."""
         self.optimiser.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             loss = self.task.loss(self.model, batch)
         total = loss + self.balance * auxiliary_loss(self.model) if self.balance else loss
         total.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-        self.optimiser.step()
-        self.schedule.step()
-        self._average()
-        self.worst = torch.maximum(self.worst, loss.detach().abs())
-        self.step += 1
-        self.probe.after(self.step)
+        return loss.detach()
 
     def score(self) -> float:
         """The held-out loss of the averaged weights.

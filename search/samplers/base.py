@@ -10,11 +10,11 @@ from search.space import Unit
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
     """A point that was tried: its loss, or None where training it gave no loss (infeasible, failed); and what a search for
-    several objectives minimises beside the loss, known of every structure beforehand."""
+    several objectives minimises beside the loss, all of it where there is a loss, or else as far as it is known."""
 
     unit: Unit
     loss: float | None
-    others: tuple[float, ...] = ()
+    others: tuple[float | None, ...] = ()
 
 
 class Sampler(Protocol):

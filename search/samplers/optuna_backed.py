@@ -4,7 +4,7 @@ Rebuilding costs milliseconds and buys that a proposal depends on nothing but it
 be recomputed. Optuna's own storage is not used: our tables are the truth.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -37,7 +37,8 @@ class OptunaBacked:
     """Any Optuna sampler, made anew from a seed for every ask; ``learns`` as in ``Sampler``.
 
     ``worst_for_none``: a point without a loss is told as having the worst loss seen, for samplers that leave out what Optuna
-    calls pruned and would propose it again; of several objectives Optuna knows no other way. ``generation``: so many ends
+    calls pruned and would propose it again; of several objectives, of which it may lack others as well, Optuna knows no
+    other way. ``generation``: so many ends
     of trials, in their order, are a generation of a genetic algorithm.
     """
 
@@ -73,19 +74,30 @@ class OptunaBacked:
         # A point without a loss is told as pruned before its first report, which Optuna ranks below every finished point.
         if observation.loss is None:
             return _trial(number, observation.unit, space, TrialState.PRUNED)
+        others = [value for value in observation.others if value is not None]
+        assert len(others) == len(observation.others), "a point with a loss has all of its values"
         loss = min(_HIGHEST_LOSS, max(-_HIGHEST_LOSS, observation.loss))
         attributes = {} if self._generation is None else {_GENERATION: number // self._generation}
-        return _trial(
-            number, observation.unit, space, TrialState.COMPLETE, (loss, *observation.others), attributes=attributes
-        )
+        return _trial(number, observation.unit, space, TrialState.COMPLETE, (loss, *others), attributes=attributes)
 
 
 def _with_substitutes(observed: Sequence[Observation]) -> Sequence[Observation]:
-    worst = max((each.loss for each in observed if each.loss is not None), default=None)
-    if worst is None:
+    whole = [each for each in observed if each.loss is not None]
+    if not whole:
         # With several objectives there is no way to say that nothing is known of a point.
         return [each for each in observed if not each.others]
-    return [replace(each, loss=worst) if each.loss is None else each for each in observed]
+    loss = _worst(each.loss for each in whole)
+    others = [_worst(values) for values in zip(*(each.others for each in whole), strict=True)]
+    return [_filled(each, loss, others) if each.loss is None else each for each in observed]
+
+
+def _worst(values: Iterable[float | None]) -> float:
+    return max(value for value in values if value is not None)
+
+
+def _filled(observation: Observation, loss: float, others: Sequence[float]) -> Observation:
+    pairs = zip(observation.others, others, strict=True)
+    return replace(observation, loss=loss, others=tuple(other if own is None else own for own, other in pairs))
 
 
 def _running(number: int, unit: Unit, space: dict[str, BaseDistribution]) -> FrozenTrial:

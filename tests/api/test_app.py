@@ -20,6 +20,7 @@ CALLS = {
     "PATCH /v1/searches/{search_id}",
     "GET /v1/searches/{search_id}/best",
     "GET /v1/searches/{search_id}/pareto",
+    "GET /v1/searches/{search_id}/hypervolume",
     "GET /v1/searches/{search_id}/events",
     "GET /v1/searches/{search_id}/export",
     "POST /v1/searches/{search_id}:pause",

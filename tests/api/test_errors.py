@@ -116,7 +116,10 @@ SEARCHES = [
     _case("/space/constraints/params_max", 1, "expected bounds that some structure keeps", "/space/constraints"),
     _case("/objectives", [], "expected the loss first, and every metric once, got []"),
     _case("/objectives", [{}, {}], "expected the loss first, and every metric once, got ['loss', 'loss']"),
-    _case("/objectives", [{"metric": "latency"}], "'loss', 'params' or 'macs', got 'latency'", "/objectives/0/metric"),
+    _case("/objectives", [{"metric": "latency"}], "expected the loss first, and every metric once, got ['latency']"),
+    _case(
+        "/objectives", [{}, {"metric": "memory"}], "'latency' or 'peak_memory', got 'memory'", "/objectives/1/metric"
+    ),
     _case("/objectives", [{"direction": "maximize"}], "'minimize', got 'maximize'", "/objectives/0/direction"),
     _case("/proxy/dense_width", 33, "expected a whole number from 4 to 4096 that is a multiple of 4, got 33"),
     _case("/proxy/width", 4100, "expected a whole number from 4 to 4096 that is a multiple of 4, got 4100"),
@@ -225,6 +228,7 @@ IDS = {
 WITH_IDS = (
     ("GET", "/v1/searches/{}"),
     ("GET", "/v1/searches/{}/best"),
+    ("GET", "/v1/searches/{}/hypervolume"),
     ("GET", "/v1/searches/{}/trials"),
     ("POST", "/v1/searches/{}:pause"),
     ("POST", "/v1/searches/{}:resume"),
@@ -244,13 +248,13 @@ BAD_PARAMETERS = [
     *((path, "page_token", "x" * 1001) for path in ("/v1/searches", "/v1/structures", "/v1/searches/{}/trials")),
     *(("/v1/searches/{}/best", "limit", value) for value in ("0", "501", "x", "1" * 400)),
     *(("/v1/searches/{}/trials", "state", value) for value in ("completed", "", "\0", "x" * 5000)),
-    *(("/v1/structures", "order_by", value) for value in ("latency", "", "loss; --", "\0")),
+    *(("/v1/structures", "order_by", value) for value in ("speed", "", "loss; --", "\0")),
     *(("/v1/structures", "descending", value) for value in ("maybe", "2", "\0")),
     *(("/v1/structures", "family", value) for value in ("sparse", "Dense", "\0")),
     *(("/v1/structures", "proxy", value) for value in ("Char", "a b", "\0", "x" * 33, "")),
     *(
         ("/v1/structures", f"{metric}_{bound}", value)
-        for metric in ("loss", "omega", "psi", "nu", "params", "macs")
+        for metric in ("loss", "omega", "psi", "nu", "params", "macs", "latency", "peak_memory")
         for bound in ("min", "max")
         for value in ("nan", "inf", "-inf", "1e400", "x", "", "\0")
     ),

@@ -1,6 +1,7 @@
 """What steers a search over HTTP beyond its start: budgets, pauses, trials of one's own, exclusions, fronts."""
 
 from dataclasses import replace
+from math import log
 
 import pytest
 from starlette.testclient import TestClient
@@ -125,6 +126,42 @@ class TestExclusion:
     def test_of_a_trial_that_waits_is_refused(self, client: TestClient, rows: Rows) -> None:
         trial_id = rows.trial(rows.search(), NAMED["btt"])
         problem_of(client.post(f"/v1/trials/{trial_id}:exclude", json={"reason": "why"}), 409, "wrong_state")
+
+
+class TestHypervolume:
+    def test_grows_with_the_trials_of_a_search(self, client: TestClient, rows: Rows) -> None:
+        search_id = rows.search()
+        first, second = (rows.completed(search_id, NAMED[name], loss) for name, loss in (("btt", 2.0), ("dense", 1.0)))
+        trials = [client.get(f"/v1/trials/{trial_id}").json() for trial_id in (first, second)]
+        parameters = {"metrics": "loss,params", "reference": "4,1e6"}
+        found = client.get(f"/v1/searches/{search_id}/hypervolume", params=parameters).json()
+        assert found["reference"] == {"loss": 4.0, "params": 1e6}
+        assert [(p["number"], p["finished_at"], p["train_flops"]) for p in found["points"]] == [
+            (number, trial["finished_at"], (number + 1) * TINY.train_flops) for number, trial in enumerate(trials)
+        ]
+        assert found["points"][0]["hypervolume"] == pytest.approx(log(2) * log(1e6 / trials[0]["params"]))
+        assert found["points"][1]["hypervolume"] > found["points"][0]["hypervolume"]
+
+    def test_says_the_reference_that_it_chose(self, client: TestClient, rows: Rows) -> None:
+        search_id = rows.search()
+        assert client.get(f"/v1/searches/{search_id}/hypervolume").json() == {"reference": None, "points": []}
+        rows.completed(search_id, NAMED["btt"], 2.0)
+        found = client.get(f"/v1/searches/{search_id}/hypervolume").json()
+        assert found["reference"].keys() == {"loss", "macs"}
+        assert found["reference"]["loss"] == pytest.approx(2.2)
+        assert found["points"][0]["hypervolume"] == pytest.approx(log(1.1) ** 2)
+
+    @pytest.mark.parametrize(
+        ("parameter", "value"),
+        [
+            *(("metrics", value) for value in ("", "loss", "loss,psi", "loss,loss", "loss,macs:max", "a" * 201)),
+            *(("reference", value) for value in ("", "1", "1,2,3", "1,0", "nan,1", "1,\0", "1" * 201)),
+        ],
+    )
+    def test_of_anything_else_is_refused(self, parameter: str, value: str, client: TestClient, rows: Rows) -> None:
+        answer = client.get(f"/v1/searches/{rows.search()}/hypervolume", params={parameter: value})
+        (error,) = problem_of(answer, 422, "invalid_value").errors
+        assert error.pointer == f"?{parameter}"
 
 
 class TestPareto:

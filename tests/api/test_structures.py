@@ -41,6 +41,8 @@ class TestList:
         with rows.database.write() as session:
             for trial in session.scalars(select(Trial)):
                 trial.seconds = 1.0 + trial.number % 4
+                trial.latency = (1.0 + trial.number % 3) / 8
+                trial.peak_memory = 2**40 + trial.number % 5
         return made
 
     @pytest.mark.parametrize("metric", METRICS)

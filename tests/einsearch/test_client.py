@@ -259,6 +259,17 @@ class TestLists:
         ]
 
 
+class TestHypervolume:
+    def test_is_asked_for_by_metrics_and_a_reference_to_the_last_digit(self, server: Scripted, client: Client) -> None:
+        server.says(json_answer({"reference": {"loss": 0.1, "macs": 2e6}, "points": []}))
+        assert client.hypervolume("5f")["points"] == []
+        client.hypervolume("5f", ("loss", "latency"), reference=(0.1 + 0.2, 3))
+        assert [(asked.path, asked.parameters) for asked in server.asked] == [
+            ("/v1/searches/5f/hypervolume", {"metrics": "loss,macs"}),
+            ("/v1/searches/5f/hypervolume", {"metrics": "loss,latency", "reference": "0.30000000000000004,3.0"}),
+        ]
+
+
 class TestPaths:
     def test_hold_an_id_as_one_segment_whatever_was_typed(self, server: Scripted, client: Client) -> None:
         server.says(problem(404, "not_found"))

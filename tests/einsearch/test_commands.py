@@ -52,6 +52,14 @@ class TestBest:
         assert "the learning rate does not transfer to #2: a tuned one may do better." in out
         assert "fidelity of the proxy: unmeasured." in out
 
+    def test_shows_what_steps_cost_where_that_was_measured(self, server: Scripted, einsearch: Type) -> None:
+        measured = [ranked(1, latency=0.0125, peak_memory=3 * 2**20), ranked(2, latency=None, peak_memory=None)]
+        server.says(json_answer(search()), json_answer({"items": measured}))
+        out = einsearch("best", "5f").out
+        assert all(text in out for text in ("latency", "12.50 ms", "peak memory", "3.0 MiB"))
+        server.says(json_answer(search()), json_answer({"items": [ranked(1), ranked(2)]}))
+        assert "latency" not in einsearch("best", "5f").out
+
     @pytest.mark.parametrize(("truthful", "verdict"), [(True, "truthful;"), (False, "NOT truthful;")])
     def test_says_how_far_the_order_can_be_trusted(
         self, server: Scripted, einsearch: Type, truthful: bool, verdict: str

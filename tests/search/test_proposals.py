@@ -14,7 +14,7 @@ from search.samplers.base import Observation
 from search.samplers.registry import make_sampler
 from search.sampling import CmaEs, Grid, Qmc, Random, SamplerSpec, Tpe
 from search.space import SUBSPACES, Unit
-from search.spec import Budget, Constraints, Objective, SearchSpec, Space, SubspaceName
+from search.spec import Budget, Constraints, Objective, ObjectiveName, SearchSpec, Space, SubspaceName
 from search.states import TrialState
 from search.structure import structure_of
 
@@ -167,6 +167,31 @@ class TestCheckOfTheSpace:
 
 class TestSeveralObjectives:
     def test_are_shown_to_the_sampler_as_the_structures_have_them(self) -> None:
+        spec = replace(_spec(), objectives=(Objective(), Objective(metric="macs"), Objective(metric="params")))
+        proposals = _search(spec, 3)
+        history = [replace(each.pending, state=TrialState.COMPLETED, loss=1.0) for each in proposals]
+        costs = [proposal.structure.cost for proposal in proposals]
+        expected = [(float(cost.macs), float(cost.params)) for cost in costs]
+        assert [each.others for each in self._shown(spec, history)] == expected
+
+    def test_are_shown_as_they_were_measured_and_nothing_where_one_is_missing(self) -> None:
+        names: tuple[ObjectiveName, ...] = ("loss", "latency", "params", "peak_memory")
+        spec = replace(_spec(), objectives=tuple(Objective(metric=name) for name in names))
+        first, second, third, last = (proposal.pending for proposal in _search(spec, 4))
+        history = [
+            replace(first, state=TrialState.COMPLETED, loss=1.0, latency=0.25, peak_memory=4096),
+            replace(second, state=TrialState.COMPLETED, loss=2.0, peak_memory=2048),
+            replace(third, state=TrialState.INFEASIBLE, latency=0.5, peak_memory=1024),
+            last,
+        ]
+        assert [(each.loss, each.others) for each in self._shown(spec, history)] == [
+            (1.0, (0.25, float(first.params), 4096.0)),
+            (None, (None, float(second.params), 2048.0)),
+            (None, (0.5, float(third.params), 1024.0)),
+        ]
+
+    @staticmethod
+    def _shown(spec: SearchSpec, history: Sequence[PastTrial]) -> list[Observation]:
         seen = list[Observation]()
 
         class Watching:
@@ -178,12 +203,8 @@ class TestSeveralObjectives:
                 seen.extend(observed)
                 yield (0.9, 0.8, 0.7, 0.6, 0.5)
 
-        spec = replace(_spec(), objectives=(Objective(), Objective(metric="macs"), Objective(metric="params")))
-        proposals = _search(spec, 3)
-        history = [replace(each.pending, state=TrialState.COMPLETED, loss=1.0) for each in proposals]
         assert propose(spec, history, Watching) is not None
-        costs = [proposal.structure.cost for proposal in proposals]
-        assert [each.others for each in seen] == [(float(cost.macs), float(cost.params)) for cost in costs]
+        return seen
 
 
 class TestConstraints:

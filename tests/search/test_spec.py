@@ -81,6 +81,18 @@ class TestSearchSpec:
         for able in (Gp(), Tpe(), NsgaII(), Qmc(), Random(), Grid()):
             assert _spec(objectives=SEVERAL, sampler=able).other_metrics == ("params", "macs")
 
+    @pytest.mark.parametrize(
+        ("names", "measures"),
+        [
+            (("loss",), False),
+            (("loss", "params", "macs"), False),
+            (("loss", "latency"), True),
+            (("loss", "macs", "peak_memory"), True),
+        ],
+    )
+    def test_measures_steps_where_an_objective_needs_it(self, names: tuple[ObjectiveName, ...], measures: bool) -> None:
+        assert _spec(objectives=tuple(Objective(metric=name) for name in names)).measures_steps == measures
+
     def test_of_several_objectives_does_not_converge(self) -> None:
         _refused("convergence", lambda: _spec(objectives=SEVERAL, convergence=Convergence(patience=1)))
 

@@ -39,7 +39,8 @@ def _searches(**filters: Any) -> Listing:
 
 
 def _values(number: int) -> dict[str, Any]:
-    """Metrics of a trial: in every one another order, with equals in each; some trials have neither loss nor seconds."""
+    """Metrics of a trial: in every one another order, with equals in each; some trials have neither loss nor
+    seconds, some neither latency nor peak memory."""
     unfinished = number % 5 == 4
     return {
         "loss": None if unfinished else 1 + number * 7 % 6 / 8,
@@ -50,6 +51,8 @@ def _values(number: int) -> dict[str, Any]:
         "nu": number * 2 % 9 / 8,
         "params": 1000 * (number * 11 % 8),
         "macs": 2**40 + number * 13 % 7,
+        "latency": None if number % 7 == 6 else number * 5 % 11 / 8,
+        "peak_memory": None if number % 7 == 6 else 2**40 + number * 3 % 5,
         "family": ("btt", "monarch", "dense")[number % 3],
         "origin": Origin.USER if number % 4 == 3 else Origin.SEARCH,
         "excluded_at": NOON if number % 6 == 5 else None,
@@ -228,6 +231,7 @@ class TestPagesOfStructures:
         self, metric: Metric, descending: bool, everything: Sequence[Trial], shared: Rows
     ) -> None:
         completed = [trial for trial in everything if trial.state is TrialState.COMPLETED]
+        completed = [trial for trial in completed if getattr(trial, metric) is not None]
         completed.sort(key=lambda trial: (getattr(trial, metric), trial.id), reverse=descending)
         for size in (3, 500):
             found = flat(pages_of(shared.database, _structures(order_by=metric, descending=descending), size))

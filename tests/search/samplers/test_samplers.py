@@ -172,6 +172,22 @@ class TestSeveralObjectives:
         history = [replace(each, loss=None) if i < share * len(history) else each for i, each in enumerate(history)]
         assert len(next(make_sampler(spec).ask(history, [(0.5, 0.5)], 2, 0))) == 2
 
+    @pytest.mark.parametrize("spec", [Tpe(), Gp(), NsgaII(population=8), Qmc(), Random()], ids=lambda spec: spec.kind)
+    def test_are_taken_as_the_worst_seen_where_a_point_has_none_of_them(self, spec: SamplerSpec) -> None:
+        whole = self._searched(Random(), 0)
+        worst = replace(
+            whole[3], loss=max(each.loss or 0 for each in whole), others=(max(e.others[0] or 0 for e in whole),)
+        )
+        unknown = [replace(each, loss=None, others=(None,)) if i == 3 else each for i, each in enumerate(whole)]
+        told = [worst if i == 3 else each for i, each in enumerate(whole)]
+        ask = make_sampler(spec).ask
+        assert next(ask(unknown, [], 2, 0)) == next(ask(told, [], 2, 0))
+
+    @pytest.mark.parametrize("spec", [Tpe(), Gp(), NsgaII(population=8), Qmc(), Random()], ids=lambda spec: spec.kind)
+    def test_are_taken_where_no_point_has_any(self, spec: SamplerSpec) -> None:
+        history = [replace(each, loss=None, others=(None,)) for each in self._searched(Random(), 0)]
+        assert len(next(make_sampler(spec).ask(history, [(0.5, 0.5)], 2, 0))) == 2
+
     def _distance(self, spec: SamplerSpec, seeds: Iterable[int]) -> float:
         """Of the later points, to the line from (0.2, 0.3) to (0.8, 0.3)."""
         later = [each.unit for seed in seeds for each in self._searched(spec, seed)[NUM_TRIALS // 2 :]]

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.skyline import Point, skyline
+from search.analysis.skyline import Point, skyline
 
 
 def _beats(one: Point, other: Point) -> bool:
