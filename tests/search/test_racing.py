@@ -73,7 +73,7 @@ class Search:
             return None
         left = self.max_trials - len(self.trials)
         found = next_replicate(self.racing, self.entrants(), replicates=1, num_left=left)
-        return found and found.digest
+        return None if found is None else found.digest
 
     def _new(self) -> str:
         digest = f"{len(self.truth):03}"
