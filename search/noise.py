@@ -45,6 +45,8 @@ class Sample:
     @classmethod
     def of(cls, losses: Sequence[float]) -> Self:
         """Of at least one loss."""
+        if len(losses) == 1:
+            return cls(num=1, mean=losses[0])
         mean = math.fsum(losses) / len(losses)
         return cls(num=len(losses), mean=mean, squares=math.fsum((loss - mean) ** 2 for loss in losses))
 

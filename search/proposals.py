@@ -177,18 +177,19 @@ def _racing_on(spec: SearchSpec, history: Sequence[PastTrial]) -> PastTrial | No
 def _entrants(history: Sequence[PastTrial]) -> list[Entrant]:
     """The structures that were not given up; a trial that was excluded is none, so that there may be another one."""
     given_up = {past.digest for past in history if past.state is TrialState.PRUNED}
-    trials: defaultdict[str, list[PastTrial]] = defaultdict(list)
+    num_trials, pending = Counter[str](), set[str]()
+    losses: defaultdict[str, list[float]] = defaultdict(list)
     for past in history:
-        if past.digest not in given_up and not past.excluded:
-            trials[past.digest].append(past)
+        if past.digest in given_up or past.excluded:
+            continue
+        num_trials[past.digest] += 1
+        if past.state is TrialState.COMPLETED and past.loss is not None:
+            losses[past.digest].append(past.loss)
+        elif not past.state.is_final:
+            pending.add(past.digest)
     return [
-        Entrant(
-            digest=digest,
-            num_trials=len(own),
-            losses=tuple(past.loss for past in own if past.state is TrialState.COMPLETED and past.loss is not None),
-            is_pending=any(not past.state.is_final for past in own),
-        )
-        for digest, own in trials.items()
+        Entrant(digest=digest, num_trials=number, losses=tuple(losses[digest]), is_pending=digest in pending)
+        for digest, number in num_trials.items()
     ]
 
 

@@ -54,20 +54,22 @@ class Entrant:
 
 def contenders(racing: Racing, entrants: Sequence[Entrant]) -> Sequence[Entrant]:
     """Those that may be the best and can have further trials: with the fewest first, and of these the best by its mean."""
-    samples = {entrant: Sample.of(entrant.losses) for entrant in entrants if entrant.losses}
-    if not samples:
+    tried = [(entrant, Sample.of(entrant.losses)) for entrant in entrants if entrant.losses]
+    if not tried:
         return []
-    first = min(samples, key=lambda entrant: (samples[entrant].mean, entrant.digest))
-    noise = Noise.of(samples.values(), expected_sd=EXPECTED_SD if racing.sd is None else racing.sd)
+    first, lowest = min(tried, key=lambda each: (each[1].mean, each[0].digest))
     # Where nothing is known of the noise, it is a second trial of the first that begins to tell.
+    expected_sd = EXPECTED_SD if racing.sd is None else racing.sd
+    noise = Noise.of([sample for _, sample in tried], expected_sd=expected_sd)
     quantile = 0.0 if noise is None else noise.quantile(racing.confidence)
     found = [
-        entrant
-        for entrant, sample in samples.items()
+        (entrant, sample)
+        for entrant, sample in tried
         if entrant.num_trials < racing.max_replicates
-        and (entrant is first or (noise and _may_be_better(noise, sample, samples[first], quantile)))
+        and (entrant is first or (noise and noise.excess(sample, lowest) <= quantile * noise.error(sample, lowest)))
     ]
-    return sorted(found, key=lambda entrant: (entrant.num_trials, samples[entrant].mean, entrant.digest))
+    found.sort(key=lambda each: (each[0].num_trials, each[1].mean, each[0].digest))
+    return [entrant for entrant, _ in found]
 
 
 def next_replicate(
@@ -99,7 +101,3 @@ def last_replicate(racing: Racing, entrants: Sequence[Entrant]) -> Entrant | Non
     first trial and may become one."""
     beginners = (entrant for entrant in entrants if entrant.is_pending and entrant.num_trials == 1)
     return next(iter(contenders(racing, entrants)), None) or next(beginners, None)
-
-
-def _may_be_better(noise: Noise, one: Sample, other: Sample, quantile: float) -> bool:
-    return noise.excess(one, other) <= quantile * noise.error(one, other)
