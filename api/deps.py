@@ -70,4 +70,8 @@ Reading = Annotated[Session, Depends(_reading)]
 Writing = Annotated[Session, Depends(_writing, scope="function")]
 Paging = Annotated[PageRequest, Depends(_page)]
 SearchId = Annotated[str, Path(max_length=32, pattern=r"^[0-9a-f]{1,32}$", examples=["5f0c2ab91d3e"])]
-TrialId = Annotated[str, Path(max_length=48, pattern=r"^[0-9a-f]{1,32}-[0-9]{1,8}$", examples=["5f0c2ab91d3e-7"])]
+_TRIAL_ID = r"^[0-9a-f]{1,32}-[0-9]{1,8}$"
+TrialId = Annotated[str, Path(max_length=48, pattern=_TRIAL_ID, examples=["5f0c2ab91d3e-7"])]
+ComparedTrial = Annotated[
+    str, Query(max_length=48, pattern=_TRIAL_ID, description="A trial of it", examples=["5f0c2ab91d3e-7"])
+]

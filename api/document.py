@@ -12,7 +12,7 @@ from typing import Any
 from api.requests import REQUEST_ID
 
 _STEER = ("get_search", "change_search", "pause_search", "resume_search", "cancel_search")
-_LOOK = ("list_trials", "get_best", "get_pareto", "export_search", "stream_events")
+_LOOK = ("list_trials", "get_best", "compare_structures", "get_pareto", "export_search", "stream_events")
 _JUDGE = ("get_trial", "list_measurements", "exclude_trial", "include_trial")
 _HOOK = ("get_webhook", "try_webhook", "remove_webhook")
 

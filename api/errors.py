@@ -166,9 +166,11 @@ def _field_problem(problem: Mapping[str, Any], body: object) -> FieldProblem:
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, FieldError):
         return FieldProblem.of(_pointer(path), cause)
-    if problem["type"] == "missing":
+    if problem["type"] == "missing" and source == "body":
         return FieldProblem(_pointer([*path, *map(str, location[-1:])]), "this field is required")
     where = {"body": _pointer(path), "query": f"?{'.'.join(path)}"}.get(source, ".".join(path))
+    if problem["type"] == "missing":
+        return FieldProblem(where, "this parameter is required")
     return FieldProblem(where, f"{shorten(problem['msg'], 300)}, got {shorten(ascii(problem.get('input')))}")
 
 

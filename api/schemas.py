@@ -21,10 +21,11 @@ from search.studies.baseline import Multiplier
 from search.studies.estimates import Estimate
 from search.studies.fidelity import Fidelity
 from search.trial import Outcome
+from service.comparisons import Comparison
 from service.models import Origin, PauseMode, Reason, Study, Trial
 from service.paging import Page
 from service.rankings import RankedStructure
-from service.searches import SearchDetail
+from service.searches import Best, SearchDetail
 
 
 class Schema(BaseModel):
@@ -206,11 +207,15 @@ class ReplicateResource(Schema):
 class RankedResource(Schema):
     """A structure of a search: the mean loss over its replicates, their standard deviation (null for one), each seed; and
     how many times its compute dense needs for that loss, null where the proxy has no baseline. The learning rate is the
-    transferred one: a multiplier that is to be published comes from a scaling study that tunes it."""
+    transferred one: a multiplier that is to be published comes from a scaling study that tunes it.
+
+    ``better_than_next``: the probability that its mean loss, over all seeds that there could be, is lower than that of the
+    next of the best. Null for the last of them, in a Pareto front, and where nothing is known of the noise between seeds."""
 
     rank: int
     loss: float
     loss_sd: float | None
+    better_than_next: float | None
     multiplier: Multiplier | None
     replicates: Sequence[ReplicateResource]
     trial: TrialResource
@@ -222,6 +227,7 @@ class RankedResource(Schema):
             rank=ranked.rank,
             loss=ranked.loss,
             loss_sd=ranked.loss_sd,
+            better_than_next=ranked.better_than_next,
             multiplier=ranked.multiplier,
             replicates=[
                 ReplicateResource(trial_id=trial.id, seed=trial.seed, loss=trial.loss)
@@ -233,9 +239,58 @@ class RankedResource(Schema):
 
 
 class BestResource(Schema):
-    """Structures of a search, best first."""
+    """Structures of a search, best first: where replicates or a race were asked for, those of a single seed last.
+
+    ``confidence``: the probability that the first really is the best of all structures of the search. Null where there is
+    none, or nothing is known of the noise between seeds: no structure has a second one, and neither a fidelity study of the
+    proxy nor the race says what to expect."""
 
     items: Sequence[RankedResource]
+    confidence: float | None
+
+    @classmethod
+    def of(cls, best: Best) -> "BestResource":
+        """The answer for the best."""
+        return cls(items=[RankedResource.of(ranked) for ranked in best.ranked], confidence=best.confidence)
+
+
+class ComparedResource(Schema):
+    """One of two structures: a trial of it, how many trials it has that count, and the mean of their losses."""
+
+    trial_id: str
+    num_trials: int
+    loss: float
+
+
+class ComparisonResource(Schema):
+    """How structure ``a`` is to be judged against ``b``: the ``probability`` that its mean loss, over all seeds that there
+    could be, is the lower one, and the ``difference`` of the log of its loss to that of ``b``, with its 95% interval; on the
+    ``plain`` scale, where losses are not positive, that of the loss itself. ``noise_sd`` is that of a single seed on the
+    scale. All but the trials is null where nothing is known of the noise between seeds."""
+
+    a: ComparedResource
+    b: ComparedResource
+    probability: float | None
+    difference: Estimate | None
+    noise_sd: float | None
+    scale: Literal["log", "plain"] | None
+
+    @classmethod
+    def of(cls, comparison: Comparison) -> "ComparisonResource":
+        """The answer for two structures."""
+        a, b = (
+            ComparedResource(trial_id=trial.id, num_trials=sample.num, loss=sample.mean)
+            for trial, sample in zip(comparison.trials, comparison.samples, strict=True)
+        )
+        noise = comparison.noise
+        return cls(
+            a=a,
+            b=b,
+            probability=comparison.probability,
+            difference=comparison.difference,
+            noise_sd=noise and noise.sd,
+            scale=noise and noise.scale,
+        )
 
 
 class HypervolumePointResource(Schema):

@@ -5,11 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from api.auth import Reader, Submitter
-from api.deps import AppDatabase, AppSettings, Paging, Reading, SearchId, Writing
+from api.deps import AppDatabase, AppSettings, ComparedTrial, Paging, Reading, SearchId, Writing
 from api.errors import responses
 from api.idempotency import Idempotent
 from api.schemas import (
     BestResource,
+    ComparisonResource,
     EstimateResource,
     HypervolumeResource,
     ListOf,
@@ -18,7 +19,7 @@ from api.schemas import (
     SearchResource,
 )
 from search.spec import SearchSpec
-from service import hypervolumes, quotas, rankings, searches
+from service import comparisons, hypervolumes, quotas, rankings, searches
 from service.models import PauseMode
 
 router = APIRouter(prefix="/v1", tags=["searches"])
@@ -76,8 +77,16 @@ def change_search(
 def get_best(
     search_id: SearchId, session: Reading, caller: Reader, limit: Annotated[int, Query(ge=1, le=500)] = 10
 ) -> BestResource:
-    """The structures with the lowest mean held-out loss."""
-    return BestResource(items=[RankedResource.of(ranked) for ranked in searches.best(session, search_id, limit)])
+    """The structures with the lowest mean held-out loss, and how sure that is."""
+    return BestResource.of(searches.best(session, search_id, limit))
+
+
+@router.get("/searches/{search_id}/comparison", responses=responses(404, 422))
+def compare_structures(
+    search_id: SearchId, session: Reading, caller: Reader, a: ComparedTrial, b: ComparedTrial
+) -> ComparisonResource:
+    """How probable it is that the structure of trial ``a`` is better than that of trial ``b``, and by how much."""
+    return ComparisonResource.of(comparisons.compare(session, search_id, a, b))
 
 
 @router.get("/searches/{search_id}/pareto", responses=responses(400, 404, 422))

@@ -147,11 +147,13 @@ class Replicate(TypedDict):
 
 
 class Ranked(TypedDict):
-    """A structure with its place, the mean loss of its replicates, and the first of its trials."""
+    """A structure with its place, the mean loss of its replicates, and the first of its trials; ``better_than_next``: the
+    probability that it is better than the next of the best, None where that cannot be said."""
 
     rank: int
     loss: float
     loss_sd: float | None
+    better_than_next: float | None
     multiplier: dict[str, Any] | None
     replicates: list[Replicate]
     trial: Trial
@@ -171,6 +173,34 @@ class Hypervolume(TypedDict):
 
     reference: dict[str, float] | None
     points: list[HypervolumePoint]
+
+
+class Best(TypedDict):
+    """The best structures of a search, best first, and the probability that the first of them is the best of all, None where
+    that cannot be said."""
+
+    items: list[Ranked]
+    confidence: float | None
+
+
+class Compared(TypedDict):
+    """One of two structures that are compared, by a trial of it."""
+
+    trial_id: str
+    num_trials: int
+    loss: float
+
+
+class Comparison(TypedDict):
+    """The probability that ``a`` is better than ``b``, and the difference of the logs of their losses (on the ``plain``
+    scale, of the losses) with its 95% interval; None where nothing is known of the noise between seeds."""
+
+    a: Compared
+    b: Compared
+    probability: float | None
+    difference: dict[str, float] | None
+    noise_sd: float | None
+    scale: Literal["log", "plain"] | None
 
 
 class Estimate(TypedDict):

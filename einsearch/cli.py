@@ -99,7 +99,7 @@ def demo(
             # A paused search of an earlier day would never end.
             going_on = [s["id"] for s in client.searches() if s["state"] not in {*FINAL_STATES, "PAUSED"}]
             for search in follow(client, list(reversed(going_on)), console):
-                show_best(console, search, client.best(search["id"]))
+                show_best(console, search, client.ranking(search["id"]))
             failed = not client.best(submitted)
             _say(f"the results stay in the {service.database.split()[0]} {service.database.split()[-1]}")
     except KeyboardInterrupt:

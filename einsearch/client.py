@@ -13,6 +13,8 @@ from urllib.parse import quote
 
 from einlayers.theta import AXES, Theta
 from einsearch.answers import (
+    Best,
+    Comparison,
     Estimate,
     Event,
     ExportFormat,
@@ -125,8 +127,15 @@ class Client:
 
     def best(self, search_id: str, *, limit: int = 10) -> list[Ranked]:
         """The best structures of a search, best first."""
-        answer = self._get(f"{_path('searches', search_id)}/best", {"limit": str(limit)})
-        return cast(list[Ranked], answer["items"])
+        return self.ranking(search_id, limit=limit)["items"]
+
+    def ranking(self, search_id: str, *, limit: int = 10) -> Best:
+        """The best structures of a search, best first, and how sure it is that the first of them is the best."""
+        return cast(Best, self._get(f"{_path('searches', search_id)}/best", {"limit": str(limit)}))
+
+    def compare(self, search_id: str, a: str, b: str) -> Comparison:
+        """How probable it is that the structure of trial ``a`` is better than that of trial ``b``, and by how much."""
+        return cast(Comparison, self._get(f"{_path('searches', search_id)}/comparison", {"a": a, "b": b}))
 
     def pareto(self, search_id: str, metrics: Sequence[str] = ("loss", "macs")) -> list[Ranked]:
         """The structures that no other one of the search beats in all of these metrics, by the first of them.

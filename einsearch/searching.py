@@ -11,7 +11,7 @@ from einsearch.answers import FINAL_STATES, ExportFormat
 from einsearch.client import Client
 from einsearch.follow import follow
 from einsearch.options import ApiKey, SearchId, Url, read_json
-from einsearch.show import event_line, make_console, show_best, show_pareto, show_searches
+from einsearch.show import event_line, make_console, show_best, show_comparison, show_pareto, show_searches
 
 app = typer.Typer()
 
@@ -92,7 +92,20 @@ def best(
 ) -> None:
     """Show the best structures of a search."""
     with Client(url, api_key=api_key) as client:
-        show_best(make_console(), client.search(search_id), client.best(search_id, limit=limit))
+        show_best(make_console(), client.search(search_id), client.ranking(search_id, limit=limit))
+
+
+@app.command()
+def compare(
+    search_id: SearchId,
+    a: Annotated[str, typer.Argument(help="A trial of one structure.")],
+    b: Annotated[str, typer.Argument(help="A trial of another one.")],
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Show how probable it is that one structure of a search is better than another."""
+    with Client(url, api_key=api_key) as client:
+        show_comparison(make_console(), client.compare(search_id, a, b))
 
 
 @app.command()

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from einlayers.theta import AXES, Theta
-from einsearch.answers import Event, Ranked, Search
-from einsearch.words import fidelity_of, local_time, loss_of, state_of, trials_of, units_of
+from einsearch.answers import Best, Comparison, Event, Ranked, Search
+from einsearch.words import fidelity_of, local_time, loss_of, probability_of, state_of, trials_of, units_of
 
 
 def make_console() -> Console:
@@ -19,9 +19,33 @@ def make_console() -> Console:
     return console if console.is_terminal else Console(markup=False, emoji=False, width=150)
 
 
-def show_best(console: Console, search: Search, ranked: Sequence[Ranked]) -> None:
-    """The best structures of a search as a table."""
+def show_best(console: Console, search: Search, best: Best) -> None:
+    """The best structures of a search as a table, and how sure that is."""
+    ranked = best["items"]
     _show_ranked(console, search, ranked, f"Best structures of {_named(search)}")
+    if best["confidence"] is not None:
+        console.print(f"#1 is the best with a probability {probability_of(best['confidence'])}{_than_next(ranked)}.")
+
+
+def show_comparison(console: Console, comparison: Comparison) -> None:
+    """How two structures compare."""
+    a, b = comparison["a"], comparison["b"]
+    for one in (a, b):
+        console.print(f"{one['trial_id']}: loss {one['loss']:.4f}, the mean of {one['num_trials']}")
+    probability, difference = comparison["probability"], comparison["difference"]
+    if probability is None or difference is None:
+        console.print(
+            "Nothing is known of the noise between seeds: give one of them a second trial with einsearch enqueue."
+        )
+        return
+    what = "The log of its loss" if comparison["scale"] == "log" else "Its loss"
+    console.print(f"{a['trial_id']} is better than {b['trial_id']} with a probability {probability_of(probability)}.")
+    console.print("{} differs by {value:+.4f} [{low:+.4f}, {high:+.4f}].".format(what, **difference))
+
+
+def _than_next(ranked: Sequence[Ranked]) -> str:
+    better = ranked[0]["better_than_next"]
+    return "" if better is None else f", and better than #2 with one {probability_of(better)}"
 
 
 def show_pareto(console: Console, search: Search, ranked: Sequence[Ranked], metrics: Sequence[str]) -> None:

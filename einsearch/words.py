@@ -48,6 +48,11 @@ def loss_of(loss: float | None) -> str:
     return "-" if loss is None else f"{loss:.4f}"
 
 
+def probability_of(probability: float) -> str:
+    """A probability, never said to be none or all of it."""
+    return "over 0.99" if probability > 0.99 else "under 0.01" if probability < 0.01 else f"of {probability:.2f}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a clock shows them."""
     minutes, rest = divmod(int(max(0.0, seconds)), 60)

@@ -1,12 +1,13 @@
 """The decision what to try next, as a function of the search's spec and its history.
 
-Proposal n is a known design while there are seeds left, then what the sampler says; it keeps the constraints and is no
-structure that the search has already. Its randomness is H(search seed, n), so it can be recomputed at any time.
+Proposal n is a wanted replicate, a known design while there are seeds left, or what the sampler says; what is new keeps the
+constraints and is no structure that the search has already. Its randomness is H(search seed, n), so it can be recomputed at
+any time.
 """
 
 import hashlib
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count, islice
@@ -16,6 +17,7 @@ from einlayers.theta import NAMED, Theta
 from search.designs import GRIDS
 from search.plan import Plan
 from search.proxies.registry import ProxySpec
+from search.racing import Entrant, last_replicate, next_replicate
 from search.samplers.base import Observation, Sampler
 from search.sampling import Grid
 from search.space import SUBSPACES, Unit
@@ -105,8 +107,10 @@ def propose(spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSa
     """The next proposal, number ``len(history)``; None where nothing new is left to try within the constraints."""
     if isinstance(spec.sampler, Plan):
         return _planned(spec, spec.sampler, history)
-    lacking = _lacking_replicates(history, spec.replicates)
-    structure = structure_of(lacking.theta, spec.proxy) if lacking else _next_structure(spec, history, make_sampler)
+    wanted = _lacking_replicates(history, spec.replicates) or _racing(spec, history)
+    structure = structure_of(wanted.theta, spec.proxy) if wanted else _next_structure(spec, history, make_sampler)
+    if structure is None and (wanted := _racing_on(spec, history)):
+        structure = structure_of(wanted.theta, spec.proxy)
     return None if structure is None else proposal_of(structure, spec, history)
 
 
@@ -154,6 +158,45 @@ def _lacking_replicates(history: Sequence[PastTrial], replicates: int) -> PastTr
     times = Counter(past.digest for past in history)
     given_up = {past.digest for past in history if past.state is TrialState.PRUNED}
     return next((past for past in history if times[past.digest] < replicates and past.digest not in given_up), None)
+
+
+def _racing(spec: SearchSpec, history: Sequence[PastTrial]) -> PastTrial | None:
+    """The structure that a race gives a further trial before anything new is tried."""
+    if spec.racing is None:
+        return None
+    # What pruned trials gave back is not counted: the end of the budget is then expected too early, and not too late.
+    begun = len(history)
+    left = spec.num_trials(spec.budget, num_begun=begun, spent=begun * spec.proxy.train_flops)
+    entrants = _entrants(history)
+    return _trial_of(next_replicate(spec.racing, entrants, replicates=spec.replicates, num_left=left), history)
+
+
+def _racing_on(spec: SearchSpec, history: Sequence[PastTrial]) -> PastTrial | None:
+    """The structure that a race gives a further trial when there is nothing new to try."""
+    return None if spec.racing is None else _trial_of(last_replicate(spec.racing, _entrants(history)), history)
+
+
+def _entrants(history: Sequence[PastTrial]) -> list[Entrant]:
+    """The structures that were not given up; a trial that was excluded is none, so that there may be another one."""
+    given_up = {past.digest for past in history if past.state is TrialState.PRUNED}
+    num_trials, pending = Counter[str](), set[str]()
+    losses: defaultdict[str, list[float]] = defaultdict(list)
+    for past in history:
+        if past.digest in given_up or past.excluded:
+            continue
+        num_trials[past.digest] += 1
+        if past.state is TrialState.COMPLETED and past.loss is not None:
+            losses[past.digest].append(past.loss)
+        elif not past.state.is_final:
+            pending.add(past.digest)
+    return [
+        Entrant(digest=digest, num_trials=number, losses=tuple(losses[digest]), is_pending=digest in pending)
+        for digest, number in num_trials.items()
+    ]
+
+
+def _trial_of(entrant: Entrant | None, history: Sequence[PastTrial]) -> PastTrial | None:
+    return None if entrant is None else next(past for past in history if past.digest == entrant.digest)
 
 
 def derive_seed(seed: int, purpose: str, *numbers: int) -> int:

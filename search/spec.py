@@ -13,6 +13,7 @@ from search.plan import Plan
 from search.proxies.char_lm import CharLM
 from search.proxies.registry import ProxySpec
 from search.proxies.shapes import ModelCost
+from search.racing import Racing
 from search.sampling import CmaEs, RayTune, SamplerSpec, Tpe
 from search.space import SUBSPACES
 from search.stopping import Convergence, NoPruner, PrunerSpec
@@ -190,6 +191,7 @@ class SearchSpec:
     convergence: Convergence | None = None
     objectives: tuple[Objective, ...] = (Objective(),)
     replicates: Whole = 1
+    racing: Racing | None = None
     concurrency: Whole = 2
     resources: Resources = field(default_factory=Resources)
 
@@ -209,6 +211,8 @@ class SearchSpec:
                 got=self.budget.max_train_flops,
             )
         check_whole("replicates", self.replicates, 1, 100)
+        if self.racing is not None:
+            self._check_racing(self.racing)
         check_whole("concurrency", self.concurrency, 1, 1024)
 
     def num_trials(self, budget: Budget, *, num_begun: int = 0, spent: float = 0.0) -> int | None:
@@ -236,6 +240,11 @@ class SearchSpec:
         """Whether what a training step costs is to be measured before every trial."""
         return not MEASURED.isdisjoint(self.other_metrics)
 
+    @property
+    def seeds_wanted(self) -> int:
+        """How many trials a structure needs before it is said to be the best: never one alone where more were asked for."""
+        return 1 if self.replicates == 1 and self.racing is None else 2
+
     def _check_objectives(self) -> None:
         names = [objective.metric for objective in self.objectives]
         if names[:1] != ["loss"] or len(set(names)) < len(names):
@@ -246,6 +255,15 @@ class SearchSpec:
                 raise FieldError("sampler", expected=able, got=self.sampler.kind)
             if self.convergence is not None:
                 raise FieldError("convergence", expected="none for several objectives", got=self.convergence)
+
+    def _check_racing(self, racing: Racing) -> None:
+        if isinstance(self.sampler, Plan):
+            raise FieldError("racing", expected="none: a plan lists its replicates", got=racing)
+        if len(self.objectives) > 1:
+            raise FieldError("racing", expected="none for several objectives: a front has no single best", got=racing)
+        if racing.max_replicates <= self.replicates:
+            expected = f"max_replicates above replicates, which is {self.replicates}: every structure has those"
+            raise FieldError("racing", expected=expected, got=racing.max_replicates)
 
     def _check_plan(self, plan: Plan) -> None:
         if self.budget.max_train_flops is not None:

@@ -9,6 +9,7 @@ from search.proxies.identity import digest, task_digest
 from search.proxies.registry import ProxySpec
 from search.states import StudyState
 from search.studies.baseline import DenseFrontier
+from search.studies.fidelity import Fidelity
 from search.studies.transfer import Transfer
 from service.models import Search, Study, operator_name
 
@@ -25,6 +26,15 @@ def fidelity_of(session: Session, searches: Collection[Search]) -> Mapping[str, 
     known = _completed(session, Study.kind == "fidelity_study", Study.proxy.in_(set(proxies.values())))
     found = {study.proxy: study for study in known}
     return {search_id: found[proxy] for search_id, proxy in proxies.items() if proxy in found}
+
+
+def sd_of(session: Session, proxy: ProxySpec) -> float | None:
+    """The standard deviation of the log of the loss between seeds of exactly this proxy, if a fidelity study measured it."""
+    known = _completed(session, Study.kind == "fidelity_study", Study.proxy == digest(proxy))
+    if not known:
+        return None
+    assert isinstance(known[-1].finding, Fidelity), "a completed fidelity study has found one"
+    return known[-1].finding.sd or None
 
 
 def baseline_of(session: Session, proxy: ProxySpec) -> DenseFrontier | None:

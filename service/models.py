@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Enum, ForeignKey, Index, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Enum, ForeignKey, Index, MetaData, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from einlayers.dims import Dims
@@ -337,12 +337,21 @@ class Measurement(Base):
 class Result(Base):
     """What a search knows of one structure: the mean loss of its completed trials, and the sum of squares around it.
 
-    Kept up to date with every completion, so that the best structures are read off an index. ``trial_id`` is the first of
-    the trials; ``changed`` as in ``Trial``.
+    Kept up to date with every completion, so that the best structures are read off an index, and those that do not rest on a
+    single seed off another one. ``trial_id`` is the first of the trials; ``changed`` as in ``Trial``.
     """
 
     __tablename__ = "results"
-    __table_args__ = (Index(None, "search_id", "loss_mean", "digest"), Index(None, "search_id", "changed"))
+    __table_args__ = (
+        Index(None, "search_id", "loss_mean", "digest"),
+        Index(
+            "ix_results_with_replicates",
+            *("search_id", "loss_mean", "digest"),
+            sqlite_where=text("num_trials > 1"),
+            postgresql_where=text("num_trials > 1"),
+        ),
+        Index(None, "search_id", "changed"),
+    )
 
     search_id: Mapped[str] = mapped_column(ForeignKey("searches.id"), primary_key=True)
     digest: Mapped[str] = mapped_column(String(32), primary_key=True)

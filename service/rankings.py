@@ -8,7 +8,8 @@ nothing here.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise, zip_longest
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, select
@@ -19,7 +20,7 @@ from einlayers.errors import FieldError
 from search.analysis.skyline import Point, skyline
 from search.states import TrialState
 from search.studies.baseline import DenseFrontier, Multiplier
-from service import evidence, repositories
+from service import comparisons, evidence, repositories
 from service.database import Database
 from service.errors import InvalidValue
 from service.listings import METRICS, TO_SHOW, Metric
@@ -33,12 +34,15 @@ _MAX_KEPT = 5_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedStructure:
     """A structure of a search at its place, counted from 1, with its replicates: the mean of their losses, its spread, and
-    each with its seed. ``multiplier``: against the dense baseline of the proxy, if there is one."""
+    each with its seed. ``multiplier``: against the dense baseline of the proxy, if there is one. ``better_than_next``: the
+    probability that it is better than the next of the best; None for the last one, where nothing is known of the noise
+    between seeds, and in a front, which has no next by the loss alone."""
 
     rank: int
     trial: Trial
     replicates: Sequence[Trial]
     multiplier: Multiplier | None = None
+    better_than_next: float | None = None
 
     @property
     def loss(self) -> float:
@@ -126,10 +130,22 @@ def rebuild(session: Session, search: Search, digest: str) -> None:
 
 
 def best(session: Session, search_id: str, limit: int) -> list[RankedStructure]:
-    """The structures of a search with the lowest mean loss over their trials, best first, ties by digest."""
-    query = select(Result.digest).where(Result.search_id == search_id)
-    digests = session.scalars(query.order_by(Result.loss_mean, Result.digest).limit(limit)).all()
-    return _ranked(session, search_id, digests)
+    """The structures of a search with the lowest mean loss over their trials, best first, ties by digest.
+
+    Where more seeds than one were asked for, those that have only one come after all others.
+
+    Raises:
+        NotFound: there is no such search.
+    """
+    search = repositories.search_by_id(session, search_id)
+    digests = comparisons.lowest(session, search, limit + 1)
+    ranked = _ranked(session, search_id, list(digests))
+    noise = comparisons.noise_of(session, search)
+    if noise is None:
+        return ranked[:limit]
+    samples = list(digests.values())
+    better = [noise.better(one, other) for one, other in pairwise(samples)]
+    return [replace(each, better_than_next=p) for each, p in zip_longest(ranked, better)][:limit]
 
 
 def pareto(database: Database, search_id: str, metrics: str, page: PageRequest) -> Page[RankedStructure]:

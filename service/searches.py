@@ -22,7 +22,7 @@ from search.proxies.registry import ProxySpec
 from search.spec import Budget, SearchSpec
 from search.states import SearchState, TrialState
 from search.structure import Structure, structure_of
-from service import calibrations, events, evidence, leases, listings, rankings, repositories
+from service import calibrations, comparisons, events, evidence, leases, listings, rankings, repositories
 from service.clock import now
 from service.errors import InvalidValue, WrongState
 from service.keys import LOCAL, Caller
@@ -66,6 +66,14 @@ class Estimate:
     seeds: Sequence[Structure]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The best structures of a search, and how probable it is that the first of them is the best of all."""
+
+    ranked: Sequence[RankedStructure]
+    confidence: float | None
+
+
 def validate(spec: SearchSpec, corpora_dir: Path | None) -> Estimate:
     """Check what only this service can know of a spec, and estimate its cost.
 
@@ -94,7 +102,7 @@ def submit(session: Session, spec: SearchSpec, corpora_dir: Path | None, caller:
     """
     validate(spec, corpora_dir)
     calibration = calibrations.find(session, spec.proxy)
-    spec, task = calibration.applied_to(spec), task_digest(spec.proxy)
+    spec, task = _with_known_noise(session, calibration.applied_to(spec)), task_digest(spec.proxy)
     search = Search(
         id=secrets.token_hex(6),
         name=spec.name,
@@ -150,14 +158,14 @@ def listing(session: Session, page: PageRequest, *, owner: str | None = None) ->
     return Page(items=details(session, found.items), next_token=found.next_token)
 
 
-def best(session: Session, search_id: str, limit: int) -> list[RankedStructure]:
+def best(session: Session, search_id: str, limit: int) -> Best:
     """The best structures of a search.
 
     Raises:
         NotFound: there is no such search.
     """
-    repositories.search_by_id(session, search_id)
-    return rankings.best(session, search_id, limit)
+    ranked = rankings.best(session, search_id, limit)
+    return Best(ranked=ranked, confidence=comparisons.confidence(session, search_id))
 
 
 def pause(session: Session, search_id: str, mode: PauseMode = PauseMode.DRAIN, caller: Caller = LOCAL) -> SearchDetail:
@@ -235,6 +243,13 @@ def conclude(session: Session, search: Search) -> None:
     else:
         move_search(session, search, SearchState.COMPLETED, reason)
     leases.release(search)
+
+
+def _with_known_noise(session: Session, spec: SearchSpec) -> SearchSpec:
+    """With what is known of the noise now: what is found later must not change what the search would have proposed."""
+    if spec.racing is None or spec.racing.sd is not None:
+        return spec
+    return replace(spec, racing=replace(spec.racing, sd=evidence.sd_of(session, spec.proxy)))
 
 
 def _check_data(proxy: ProxySpec, corpora_dir: Path | None) -> None:

@@ -53,6 +53,7 @@ _searches = st.fixed_dictionaries(
         "space": st.fixed_dictionaries({"seeds": st.lists(st.sampled_from(list(NAMED)), unique=True, max_size=3)}),
         "concurrency": st.integers(1, 4),
         "replicates": st.integers(1, 2),
+        "racing": st.sampled_from([None, {"max_replicates": 3}, {"max_replicates": 4, "confidence": 0.95, "sd": 0.01}]),
     },
 )
 BODIES: Mapping[str, SearchStrategy[Any]] = {

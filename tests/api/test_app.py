@@ -19,6 +19,7 @@ CALLS = {
     "GET /v1/searches/{search_id}",
     "PATCH /v1/searches/{search_id}",
     "GET /v1/searches/{search_id}/best",
+    "GET /v1/searches/{search_id}/comparison",
     "GET /v1/searches/{search_id}/pareto",
     "GET /v1/searches/{search_id}/hypervolume",
     "GET /v1/searches/{search_id}/events",

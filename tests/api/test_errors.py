@@ -99,6 +99,9 @@ SEARCHES = [
         "/pruner", {"kind": "hyperband", "min_share": 0.9}, "expected a number from 0.0625 to 0.5", "/pruner/min_share"
     ),
     _case("/convergence", {"patience": 0}, "expected a whole number from 1 to", "/convergence/patience"),
+    _case("/racing", {"max_replicates": 1}, "expected a whole number from 2 to 100", "/racing/max_replicates"),
+    _case("/racing", {"confidence": 1}, "expected a number from 0.5 to 0.999", "/racing/confidence"),
+    _case("/racing", {"replicates": 3}, "Unexpected keyword argument", "/racing/replicates"),
     _case("/convergence", {}, MISSING, "/convergence/patience"),
     _case("/pruner", {"kind": "median", "reduction": 2}, "Unexpected keyword argument", "/pruner/reduction"),
     _case(
@@ -229,6 +232,7 @@ WITH_IDS = (
     ("GET", "/v1/searches/{}"),
     ("GET", "/v1/searches/{}/best"),
     ("GET", "/v1/searches/{}/hypervolume"),
+    ("GET", "/v1/searches/{}/comparison?a=ff-0&b=ff-1"),
     ("GET", "/v1/searches/{}/trials"),
     ("POST", "/v1/searches/{}:pause"),
     ("POST", "/v1/searches/{}:resume"),

@@ -295,7 +295,7 @@ class TestBest:
     def test_of_a_search_without_a_loss_is_empty(self, client: TestClient, rows: Rows) -> None:
         search_id = rows.search()
         rows.outcome(rows.attempt(rows.trial(search_id, NAMED["btt"])), Outcome.infeasible("it diverged"))
-        assert client.get(f"/v1/searches/{search_id}/best").json() == {"items": []}
+        assert client.get(f"/v1/searches/{search_id}/best").json() == {"items": [], "confidence": None}
 
 
 class TestStored:

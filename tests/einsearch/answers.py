@@ -38,7 +38,9 @@ def search(**fields: Any) -> dict[str, Any]:
     }
 
 
-def ranked(rank: int, *, multiplier: dict[str, float] | None = None, **trial: Any) -> dict[str, Any]:
+def ranked(
+    rank: int, *, multiplier: dict[str, float] | None = None, better_than_next: float | None = None, **trial: Any
+) -> dict[str, Any]:
     """A structure at its place, trained once."""
     theta = {"alpha": 0.5, "beta": 0.0, "gamma": 0.5, "delta": 0.0, "epsilon": 0.5, "phi": 0.5, "rho": 0.0}
     own = {
@@ -59,10 +61,16 @@ def ranked(rank: int, *, multiplier: dict[str, float] | None = None, **trial: An
         "rank": rank,
         "loss": own["loss"],
         "loss_sd": None,
+        "better_than_next": better_than_next,
         "trial": own,
         "replicates": [own],
         "multiplier": multiplier,
     }
+
+
+def best(*items: dict[str, Any], confidence: float | None = None) -> dict[str, Any]:
+    """The best structures of that search."""
+    return {"items": items, "confidence": confidence}
 
 
 def event(number: int, kind: str = "trial.progress", /, **data: Any) -> dict[str, Any]:

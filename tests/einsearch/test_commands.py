@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 from einsearch.cli import main
-from tests.einsearch.answers import event, ranked, search
+from tests.einsearch.answers import best, event, ranked, search
 from tests.einsearch.scripted import Answer, Scripted, json_answer, page, problem, stream_of_events
 
 
@@ -46,7 +46,7 @@ class TestBest:
     ) -> None:
         worth = {"value": 0.84, "low": 0.71, "high": 0.99}
         items = [ranked(1, multiplier=worth, transfers=True), ranked(2, transfers=False), ranked(3)]
-        server.says(json_answer(search()), json_answer({"items": items}))
+        server.says(json_answer(search()), json_answer(best(*items)))
         out = einsearch("best", "5f").out
         assert "0.84 [0.71, 0.99]" in out
         assert "the learning rate does not transfer to #2: a tuned one may do better." in out
@@ -70,10 +70,48 @@ class TestBest:
             "against_reference": {"value": 0.6, "low": 0.2, "high": 0.8},
             "truthful": truthful,
         }
-        server.says(json_answer(search(fidelity=fidelity)), json_answer({"items": [ranked(1)]}))
+        server.says(json_answer(search(fidelity=fidelity)), json_answer(best(ranked(1))))
         out = einsearch("best", "5f").out
         assert f"fidelity of the proxy: {verdict} Spearman between seeds 0.97 [0.90, 1.00], with the truth 0.60" in out
         assert "does not transfer" not in out
+
+    def test_says_how_sure_the_first_place_is(self, server: Scripted, einsearch: Type) -> None:
+        items = [ranked(1, better_than_next=0.8765), ranked(2)]
+        for confidence, said in ((0.5, "of 0.50"), (0.999, "over 0.99"), (0.0, "under 0.01")):
+            server.says(json_answer(search()), json_answer(best(*items, confidence=confidence)))
+            out = einsearch("best", "5f").out
+            assert f"#1 is the best with a probability {said}, and better than #2 with one of 0.88." in out
+        server.says(json_answer(search()), json_answer(best(ranked(1), confidence=1.0)))
+        assert "#1 is the best with a probability over 0.99.\n" in einsearch("best", "5f").out
+        server.says(json_answer(search()), json_answer(best(ranked(1), ranked(2))))
+        assert "#1 is" not in einsearch("best", "5f").out
+
+
+class TestCompare:
+    A: ClassVar = {"trial_id": "5f0c2ab91d3e-1", "num_trials": 3, "loss": 1.5}
+    B: ClassVar = {"trial_id": "5f0c2ab91d3e-2", "num_trials": 1, "loss": 1.6}
+
+    def test_says_which_is_better_and_by_how_much(self, server: Scripted, einsearch: Type) -> None:
+        difference = {"value": -0.0645, "low": -0.1, "high": 0.02}
+        known = {"probability": 0.93, "difference": difference, "noise_sd": 0.02}
+        server.says(json_answer({"a": self.A, "b": self.B, **known, "scale": "log"}))
+        typed = einsearch("compare", "5f", "5f0c2ab91d3e-1", "5f0c2ab91d3e-2")
+        assert typed.out.splitlines() == [
+            "5f0c2ab91d3e-1: loss 1.5000, the mean of 3",
+            "5f0c2ab91d3e-2: loss 1.6000, the mean of 1",
+            "5f0c2ab91d3e-1 is better than 5f0c2ab91d3e-2 with a probability of 0.93.",
+            "The log of its loss differs by -0.0645 [-0.1000, +0.0200].",
+        ]
+        (asked,) = server.asked
+        assert (asked.path, asked.parameters) == (
+            "/v1/searches/5f/comparison",
+            {"a": "5f0c2ab91d3e-1", "b": "5f0c2ab91d3e-2"},
+        )
+
+    def test_says_when_it_cannot_say(self, server: Scripted, einsearch: Type) -> None:
+        unknown = dict.fromkeys(("probability", "difference", "noise_sd", "scale"))
+        server.says(json_answer({"a": self.A, "b": self.B, **unknown}))
+        assert "Nothing is known of the noise" in einsearch("compare", "5f", "5f-1", "5f-2").out
 
 
 class TestWatch:
@@ -118,7 +156,7 @@ class TestNames:
         assert name in einsearch("searches").out
         server.says(json_answer(search(name=name, state="COMPLETED")))
         assert name in einsearch("watch", "5f").out
-        server.says(json_answer(search(name=name)), json_answer({"items": []}))
+        server.says(json_answer(search(name=name)), json_answer(best()))
         assert name in einsearch("best", "5f").out
 
     def test_of_owners_are_shown_where_there_are_several(self, server: Scripted, einsearch: Type) -> None:

@@ -1,4 +1,5 @@
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from search.designs import GRIDS, PAPERS_GRID, GridName
 from search.plan import Plan, Run
 from search.proposals import PastTrial, Proposal, check_space, derive_seed, propose
 from search.proxies.char_lm import CharLM
+from search.racing import Racing
 from search.samplers.base import Observation
 from search.samplers.registry import make_sampler
 from search.sampling import CmaEs, Grid, Qmc, Random, SamplerSpec, Tpe
@@ -25,7 +27,12 @@ End = Callable[[Proposal], PastTrial]
 samplers = pytest.mark.parametrize("sampler", [Tpe(), CmaEs(), Qmc(), Random()], ids=["tpe", "cma-es", "qmc", "random"])
 
 
-def _spec(space: Space | None = None, sampler: SamplerSpec | None = None, replicates: int = 1) -> SearchSpec:
+def _spec(
+    space: Space | None = None,
+    sampler: SamplerSpec | None = None,
+    replicates: int = 1,
+    racing: Racing | None = None,
+) -> SearchSpec:
     return SearchSpec(
         name="test",
         budget=Budget(max_trials=100),
@@ -33,6 +40,7 @@ def _spec(space: Space | None = None, sampler: SamplerSpec | None = None, replic
         space=space or Space(),
         sampler=sampler or Random(),
         replicates=replicates,
+        racing=racing,
     )
 
 
@@ -248,6 +256,99 @@ class TestReplicates:
         once = _search(_spec(Space(subspace="low-rank")), 100)
         thrice = _search(_spec(Space(subspace="low-rank"), replicates=3), 300)
         assert len(thrice) == 3 * len(once)
+
+
+class TestRacing:
+    @samplers
+    def test_gives_contenders_further_seeds_and_nobody_else(self, sampler: SamplerSpec) -> None:
+        # Every structure has a loss of its own, all of them far apart but for the two lowest.
+        ladder = [3.0, 1.0, 5.0, 1.001, 8.0, 13.0, 21.0, 34.0, 55.0, 89.0]
+        known = dict[str, float]()
+
+        def end(proposal: Proposal) -> PastTrial:
+            known.setdefault(proposal.digest, ladder[len(known) % len(ladder)])
+            return _past(proposal, loss=known[proposal.digest])
+
+        spec = replace(_spec(sampler=sampler, racing=Racing()), budget=Budget(max_trials=14))
+        proposals = _search(spec, 14, end)
+        tried = Counter(known[proposal.digest] for proposal in proposals)
+        assert {loss for loss, times in tried.items() if times > 1} <= {1.0, 1.001, 3.0}
+        assert (tried[1.0], tried[1.001]) == (3, 3)
+        assert len({proposal.seed for proposal in proposals}) == 14
+        for digest in known:
+            replicates = [proposal.replicate for proposal in proposals if proposal.digest == digest]
+            assert replicates == list(range(len(replicates)))
+
+    def test_can_be_recomputed_from_the_history_alone(self) -> None:
+        spec = _spec(sampler=Tpe(startup_trials=5), racing=Racing(sd=0.3))
+        proposals = _search(spec, 30)
+        assert any(proposal.replicate for proposal in proposals)
+        history = [_past(proposal) for proposal in proposals]
+        assert [_next(spec, history[:number]) for number in range(30)] == proposals
+
+    def test_counts_what_runs_and_waits_for_no_loss(self) -> None:
+        spec = replace(_spec(racing=Racing(max_replicates=2)), budget=Budget(max_seconds=60))
+        history = [_past(proposal) for proposal in _search(_spec(), 3)]
+        best = min(history, key=lambda past: past.loss or 0)
+        fourth = _next(spec, history)
+        assert fourth is not None
+        assert (fourth.digest, fourth.replicate) == (best.digest, 1)
+        fifth = _next(spec, [*history, fourth.pending])
+        assert fifth is not None
+        assert fifth.digest not in {past.digest for past in history}
+
+    @pytest.mark.parametrize(
+        ("second", "wanted"),
+        [
+            (TrialState.PRUNED, False),
+            (TrialState.FAILED, True),
+            (TrialState.INFEASIBLE, True),
+            (TrialState.RUNNING, True),
+        ],
+    )
+    def test_gives_up_what_a_pruner_has_stopped(self, second: TrialState, wanted: bool) -> None:
+        spec = replace(_spec(racing=Racing()), budget=Budget(max_seconds=60))
+        history = [_past(proposal, loss=1.0 + proposal.number) for proposal in _search(_spec(), 6)]
+        again = replace(history[0], loss=5.0 if second is TrialState.PRUNED else None, state=second)
+        proposal = _next(spec, [*history, again])
+        assert proposal is not None
+        assert (proposal.digest == history[0].digest) == wanted
+
+    def test_makes_up_for_what_was_excluded(self) -> None:
+        spec = replace(_spec(racing=Racing(max_replicates=2)), budget=Budget(max_seconds=60))
+        history = [_past(proposal, loss=1.0 + proposal.number) for proposal in _search(_spec(), 6)]
+        again = replace(history[0], loss=1.5)
+        digests = [
+            proposal.digest
+            for excluded in (True, False)
+            if (proposal := _next(spec, [*history, replace(again, excluded=excluded)]))
+        ]
+        assert (digests[0] == history[0].digest, digests[1] in {past.digest for past in history}) == (True, False)
+
+    def test_goes_on_where_nothing_new_is_left(self) -> None:
+        low_rank = Space(subspace="low-rank")
+        once = _search(_spec(low_rank), 100)
+        raced = _search(_spec(low_rank, racing=Racing(sd=10.0)), 300)
+        assert len(raced) == 3 * len(once)
+        assert raced[-1].replicate == 2
+
+    def test_gives_what_still_runs_a_second_seed_where_nothing_new_is_left(self) -> None:
+        spec = _spec(sampler=Grid(designs="named"), racing=Racing())
+        num_named = len(_search(_spec(sampler=Grid(designs="named")), 100))
+        proposals = _search(spec, 100, lambda proposal: proposal.pending)
+        assert Counter(Counter(proposal.digest for proposal in proposals).values()) == {2: num_named}
+
+    def test_begins_after_the_replicates_that_every_structure_gets(self) -> None:
+        spec = replace(_spec(replicates=2, racing=Racing()), budget=Budget(max_trials=20))
+        proposals = _search(spec, 20, lambda proposal: _past(proposal, loss=2.0**proposal.structure.theta.rho))
+        times = Counter(proposal.digest for proposal in proposals)
+        assert set(times.values()) == {2, 3}
+
+    def test_knows_the_end_of_a_budget_of_compute(self) -> None:
+        budgets = Budget(max_trials=12), Budget(max_train_flops=12 * TINY.train_flops)
+        one, other = (_search(replace(_spec(racing=Racing(sd=0.5)), budget=budget), 12) for budget in budgets)
+        assert one == other
+        assert one[-1].replicate > 0
 
 
 class TestProposal:

@@ -10,6 +10,7 @@ from einlayers.theta import NAMED
 from search.plan import Plan, Run
 from search.proxies.char_lm import CharLM, FileCorpus
 from search.proxies.shapes import ModelCost
+from search.racing import Racing
 from search.sampling import CmaEs, Gp, Grid, NsgaII, Qmc, Random, RayTune, SamplerSpec, Tpe
 from search.spec import Budget, Constraints, Objective, ObjectiveName, Resources, SearchSpec, Space
 from search.stopping import Convergence, Hyperband, MedianRule, NoPruner, PrunerSpec, SuccessiveHalving
@@ -95,6 +96,22 @@ class TestSearchSpec:
 
     def test_of_several_objectives_does_not_converge(self) -> None:
         _refused("convergence", lambda: _spec(objectives=SEVERAL, convergence=Convergence(patience=1)))
+
+    def test_does_not_race_for_a_front_nor_beside_a_plan(self) -> None:
+        error = _refused("racing", lambda: _spec(objectives=SEVERAL, racing=Racing()))
+        assert error.expected == "none for several objectives: a front has no single best"
+        error = _refused("racing", lambda: _spec(sampler=Plan(runs=(Run(theta=NAMED["btt"]),)), racing=Racing()))
+        assert error.expected == "none: a plan lists its replicates"
+
+    @pytest.mark.parametrize("replicates", [3, 4])
+    def test_races_beyond_what_every_structure_gets(self, replicates: int) -> None:
+        error = _refused("racing", lambda: _spec(replicates=replicates, racing=Racing(max_replicates=3)))
+        assert error.expected.startswith(f"max_replicates above replicates, which is {replicates}")
+        assert _spec(replicates=2, racing=Racing(max_replicates=3)).racing == Racing()
+
+    def test_wants_two_seeds_of_the_best_where_more_than_one_was_asked_for(self) -> None:
+        specs = [_spec(), _spec(replicates=2), _spec(replicates=9), _spec(racing=Racing())]
+        assert [spec.seeds_wanted for spec in specs] == [1, 2, 2, 2]
 
 
 class TestBudget:
@@ -275,6 +292,7 @@ class TestJson:
             space=Space(subspace="btt", constraints=Constraints(psi_min=1, params_max=1e6), seeds=("dense", "btt")),
             sampler=Random(seed=2**63 - 1),
             replicates=3,
+            racing=Racing(max_replicates=5, confidence=0.9, sd=0.01),
             resources=Resources(gpus=0.25),
         )
         assert SPEC.validate_json(SPEC.dump_json(spec)) == spec

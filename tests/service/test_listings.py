@@ -1,13 +1,10 @@
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any, get_args
 
 import pytest
-from sqlalchemy import event, text
-from sqlalchemy.orm import Session
 
 from einlayers.theta import NAMED
 from search.states import AttemptState, SearchState, TrialState
@@ -21,6 +18,7 @@ from service.paging import PageRequest
 from tests.rows import SPEC, TINY, Rows
 from tests.service.pages import Listing, flat, pages_of
 from tests.service.plain_rows import NOON, plain_search, plain_trial
+from tests.service.queries import query_plan, statements_of
 
 SIZES = pytest.mark.parametrize("size", [1, 2, 3, 5, 14, 15, 16, 500])
 DIRECTIONS = pytest.mark.parametrize("descending", [False, True], ids=["ascending", "descending"])
@@ -218,7 +216,7 @@ class TestPagesOfTrials:
     def test_take_as_many_queries_for_many_rows_as_for_few(self, everything: Sequence[Trial], shared: Rows) -> None:
         counts = set()
         for size in (1, 20):
-            with _statements(shared.database) as statements, shared.database.read() as session:
+            with statements_of(shared.database) as statements, shared.database.read() as session:
                 assert len(_trials_of("a")(session, PageRequest(size=size)).items) == size
             counts.add(len(statements))
         assert counts == {3}
@@ -306,33 +304,6 @@ class TestTokens:
                 other(session, PageRequest(size=1, token=token))
 
 
-@contextmanager
-def _statements(database: Database) -> Iterator[list[tuple[str, Any]]]:
-    """The SELECTs that are sent meanwhile, with their parameters."""
-    sent: list[tuple[str, Any]] = []
-
-    def note(connection: Any, cursor: Any, statement: str, parameters: Any, *rest: Any) -> None:
-        if statement.startswith("SELECT"):
-            sent.append((statement, parameters))
-
-    event.listen(database.engine, "before_cursor_execute", note)
-    try:
-        yield sent
-    finally:
-        event.remove(database.engine, "before_cursor_execute", note)
-
-
-def _plan(session: Session, is_sqlite: bool, statement: str, parameters: Any) -> str:
-    """How the database would carry out a query over very many rows."""
-    if not is_sqlite:
-        # These tables hold next to nothing, so Postgres would rather read them whole, or sort what it finds.
-        for way in ("seqscan", "bitmapscan", "sort", "incremental_sort"):
-            session.execute(text(f"SET LOCAL enable_{way} = off"))
-    explain = "EXPLAIN QUERY PLAN " if is_sqlite else "EXPLAIN "
-    rows = session.connection().exec_driver_sql(explain + statement, parameters)
-    return "\n".join(str(row[-1]) for row in rows)
-
-
 INDEXED: dict[str, Listing] = {
     "searches": _searches(),
     "searches of an owner": _searches(owner="local"),
@@ -358,9 +329,9 @@ class TestQueries:
             for _ in range(page_number - 1):
                 request = PageRequest(size=1, token=listing(session, request).next_token)
                 assert request.token is not None
-            with _statements(shared.database) as statements:
+            with statements_of(shared.database) as statements:
                 listing(session, request)
-            plan = _plan(session, shared.database.is_sqlite, *statements[0])
+            plan = query_plan(session, shared.database.is_sqlite, *statements[0])
         assert "INDEX" in plan.upper()
         # To sort the few rows that are equal in the first column of the order is no harm.
         assert "B-TREE FOR ORDER BY" not in plan

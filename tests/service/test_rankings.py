@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import permutations
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,8 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from einlayers.theta import NAMED, Theta
+from search.noise import Noise, Sample
+from search.racing import Racing
 from search.states import TrialState
 from search.trial import Outcome
 from service import rankings, trials
@@ -37,6 +40,10 @@ THETAS = [*NAMED.values(), *(Theta.normalise((a, 1, 2, 1, a, 1, r / 8)) for a in
 def _best(rows: Rows, search_id: str, limit: int = 10) -> list[RankedStructure]:
     with rows.database.read() as session:
         return rankings.best(session, search_id, limit)
+
+
+def _families(rows: Rows, search_id: str, limit: int = 10) -> list[str]:
+    return [ranked.trial.family for ranked in _best(rows, search_id, limit)]
 
 
 def _results(database: Database, search_id: str) -> list[Result]:
@@ -102,12 +109,54 @@ class TestBest:
             (lambda session: trials.exclude(session, first, "a broken disk"), [1.25, 2.0]),
             (lambda session: trials.exclude(session, second, "a broken disk"), [1.25]),
             (lambda session: trials.include(session, first), [1.0, 1.25]),
-            (lambda session: trials.include(session, second), [1.25, 1.5]),
+            (lambda session: trials.include(session, second), [1.5, 1.25]),
         ]
         for step, expected in steps:
             with rows.database.write() as session:
                 step(session)
             assert [ranked.loss for ranked in _best(rows, search_id)] == expected
+
+    @pytest.mark.parametrize(
+        "asked", [{"replicates": 3}, {"replicates": 1, "racing": Racing(max_replicates=3)}], ids=str
+    )
+    def test_never_rests_on_a_single_seed_where_more_were_asked_for(self, asked: dict[str, Any], rows: Rows) -> None:
+        search_id = rows.search(replace(WIDE, **asked))
+        rows.completed(search_id, NAMED["kronecker"], 0.5)
+        assert _families(rows, search_id) == ["kronecker"]
+        for name, losses in {"btt": (1.0, 1.5), "dense": (1.0, 1.0, 1.0), "monarch": (0.75,)}.items():
+            for replicate, loss in enumerate(losses):
+                rows.completed(search_id, NAMED[name], loss, replicate)
+        assert _families(rows, search_id) == ["dense", "btt", "kronecker", "monarch"]
+        for limit in (1, 2, 3):
+            assert _families(rows, search_id, limit) == ["dense", "btt", "kronecker", "monarch"][:limit]
+        rows.completed(search_id, NAMED["kronecker"], 1.0, 1)
+        assert _families(rows, search_id) == ["kronecker", "dense", "btt", "monarch"]
+
+    def test_of_single_seeds_is_by_the_loss_where_no_more_were_asked_for(self, rows: Rows) -> None:
+        search_id = rows.search(replace(WIDE, replicates=1))
+        rows.completed(search_id, NAMED["btt"], 1.0)
+        rows.completed(search_id, NAMED["dense"], 1.5)
+        rows.completed(search_id, NAMED["dense"], 1.5, 1)
+        assert _families(rows, search_id) == ["btt", "dense"]
+
+    def test_says_how_probable_each_place_is(self, rows: Rows) -> None:
+        search_id = rows.search(WIDE)
+        losses = {"btt": (1.0, 1.02), "dense": (1.03, 1.05, 1.03), "monarch": (1.05,)}
+        for name, values in losses.items():
+            for replicate, loss in enumerate(values):
+                rows.completed(search_id, NAMED[name], loss, replicate)
+        noise = Noise.of([Sample.of(values) for values in losses.values()])
+        assert noise is not None
+        btt, dense, monarch = (Sample.of(values) for values in losses.values())
+        expected = [noise.better(btt, dense), noise.better(dense, monarch), None]
+        assert [ranked.better_than_next for ranked in _best(rows, search_id)] == pytest.approx(expected)
+        # What comes after the last that is shown counts all the same.
+        assert [ranked.better_than_next for ranked in _best(rows, search_id, 2)] == pytest.approx(expected[:2])
+
+    def test_says_nothing_of_places_where_the_noise_is_unknown(self, rows: Rows) -> None:
+        search_id = rows.search(WIDE)
+        rows.all_completed(search_id, [(NAMED["btt"], 1.0), (NAMED["dense"], 2.0)])
+        assert [ranked.better_than_next for ranked in _best(rows, search_id)] == [None, None]
 
 
 class TestResults:

@@ -8,6 +8,7 @@ import pytest
 
 from einlayers.theta import NAMED
 from search.proposals import PastTrial, propose
+from search.racing import Racing
 from search.samplers.registry import make_sampler
 from search.sampling import Random, Tpe
 from search.spec import Budget, Constraints, Resources, Space
@@ -246,11 +247,19 @@ class TestProposals:
         assert 1 < len(trials) <= 8
         assert all(trial.state is TrialState.COMPLETED for trial in trials)
 
-    @pytest.mark.parametrize("sampler", [Random(seed=3), Tpe(seed=3, startup_trials=2)], ids=["random", "tpe"])
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            {"sampler": Random(seed=3), "replicates": 2},
+            {"sampler": Tpe(seed=3, startup_trials=2), "replicates": 2},
+            {"sampler": Tpe(seed=3, startup_trials=2), "racing": Racing(sd=0.2)},
+        ],
+        ids=["random", "tpe", "racing"],
+    )
     def test_can_be_recomputed_from_the_rows(
-        self, sampler: Random | Tpe, database: Database, workspace: Workspace, corpora_dir: Path
+        self, asked: dict[str, object], database: Database, workspace: Workspace, corpora_dir: Path
     ) -> None:
-        spec = spec_of(14, sampler=sampler, space=Space(seeds=("dense",)), replicates=2, concurrency=4)
+        spec = spec_of(14, space=Space(seeds=("dense",)), concurrency=4, **asked)
         search_id = submit(database, spec, corpora_dir)
         pool = CutOff(workspace, 3)
         cut(database, pool)
@@ -260,6 +269,7 @@ class TestProposals:
         trials = trials_of(database, search_id)
         assert [trial.finish_order for trial in trials] != list(range(14))
         assert len({trial.history_size for trial in trials}) > 5
+        assert any(trial.replicate for trial in trials)
         read = search_of(database, search_id).spec
         for trial in trials:
             proposal = propose(read, _history_of(trial, trials), lambda: make_sampler(read.sampler))

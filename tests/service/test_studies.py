@@ -387,4 +387,4 @@ class TestOptionsOfLayers:
         mixed = submit(database, spec_of(1, proxy=replace(self.MIXED, base_lr=PROXY.base_lr)), corpora_dir)
         carry_out()
         with database.read() as session:
-            assert searches.best(session, mixed, 1)[0].multiplier is not None
+            assert searches.best(session, mixed, 1).ranked[0].multiplier is not None
