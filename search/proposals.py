@@ -8,7 +8,7 @@ import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
 
 from einlayers.errors import FieldError
@@ -34,7 +34,7 @@ class PastTrial:
     """A trial as the next proposal sees it; the history lists them in order of their number.
 
     One that was ``excluded`` is known, and not tried again by the search itself, but its loss teaches nothing. The loss of
-    one that was pruned is what it would have had.
+    one that was pruned is what it would have had. ``reused_from``: the trial of another search that was trained instead.
     """
 
     theta: Theta
@@ -44,12 +44,30 @@ class PastTrial:
     excluded: bool = False
     params: int = 0
     macs: int = 0
+    reused_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inherited(PastTrial):
+    """A result of an earlier search on the same proxy: the trial ``trial_id`` was trained for it, from ``seed``.
+
+    The sampler sees it before the search's own trials. Where the search comes to want the same training, it is taken over.
+    """
+
+    trial_id: str
+    seed: int
+
+    def serves(self, digest: str) -> bool:
+        """Whether it is what a training of this structure would give; what was pruned has not been trained to its end."""
+        is_whole = self.state in (TrialState.COMPLETED, TrialState.INFEASIBLE)
+        return self.digest == digest and is_whole and not self.excluded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
     """A structure to train on a proxy, which replicate of that this is, the seed of its training, and how many ends it has
-    seen. Two with the same ``digest`` are one training but for their seeds."""
+    seen. Two with the same ``digest`` are one training but for their seeds. ``reused``: it has been trained already, and
+    costs nothing."""
 
     number: int
     replicate: int
@@ -58,11 +76,17 @@ class Proposal:
     digest: str
     seed: int
     history_size: int
+    reused: Inherited | None = None
+
+    @property
+    def train_flops(self) -> float:
+        """What its trial will take of the budget."""
+        return self.proxy.train_flops if self.reused is None else 0.0
 
     @property
     def pending(self) -> PastTrial:
         """Its trial, as the proposal after it sees it."""
-        return PastTrial(
+        past = PastTrial(
             theta=self.structure.theta,
             digest=self.digest,
             state=TrialState.PROPOSED,
@@ -70,6 +94,9 @@ class Proposal:
             params=self.structure.cost.params,
             macs=self.structure.cost.macs,
         )
+        if self.reused is None:
+            return past
+        return replace(past, state=self.reused.state, loss=self.reused.loss, reused_from=self.reused.trial_id)
 
 
 MakeSampler = Callable[[], Sampler]
@@ -99,30 +126,50 @@ def check_space(spec: SearchSpec) -> None:
     raise FieldError("constraints", expected=expected, got=given)
 
 
-def propose(spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler) -> Proposal | None:
-    """The next proposal, number ``len(history)``; None where nothing new is left to try within the constraints."""
+def propose(
+    spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler, inherited: Sequence[Inherited] = ()
+) -> Proposal | None:
+    """The next proposal, number ``len(history)``, of a search that has ``inherited`` results of earlier ones; None where
+    nothing new is left to try within the constraints."""
     if isinstance(spec.sampler, Plan):
         return _planned(spec, spec.sampler, history)
     lacking = _lacking_replicates(history, spec.replicates)
-    structure = structure_of(lacking.theta, spec.proxy) if lacking else _next_structure(spec, history, make_sampler)
-    return None if structure is None else proposal_of(structure, spec, history)
+    if lacking:
+        structure: Structure | None = structure_of(lacking.theta, spec.proxy)
+    else:
+        structure = _next_structure(spec, history, make_sampler, _left(inherited, history))
+    return None if structure is None else proposal_of(structure, spec, history, inherited=inherited)
 
 
 def proposal_of(
-    structure: Structure, spec: SearchSpec, history: Sequence[PastTrial], proxy: ProxySpec | None = None
+    structure: Structure,
+    spec: SearchSpec,
+    history: Sequence[PastTrial],
+    proxy: ProxySpec | None = None,
+    inherited: Sequence[Inherited] = (),
 ) -> Proposal:
     """The proposal to train ``structure`` next, once more where the history has it already; ``proxy``: not that of the
-    search."""
+    search. What is ``inherited`` is not trained again, but taken over, each result once."""
     number, digest = len(history), _digest(structure, spec.proxy, proxy or spec.proxy)
+    reused = next((each for each in _left(inherited, history) if each.serves(digest)), None)
     return Proposal(
         number=number,
         replicate=sum(past.digest == digest for past in history),
         structure=structure,
         proxy=proxy or spec.proxy,
         digest=digest,
-        seed=training_seed(spec, number),
+        seed=training_seed(spec, number) if reused is None else reused.seed,
         history_size=sum(past.state.is_final for past in history),
+        reused=reused,
     )
+
+
+def _left(inherited: Sequence[Inherited], history: Sequence[PastTrial]) -> Sequence[Inherited]:
+    """What has been inherited and not been taken over yet."""
+    if not inherited:
+        return inherited
+    used = {past.reused_from for past in history}
+    return [each for each in inherited if each.trial_id not in used]
 
 
 def _planned(spec: SearchSpec, plan: Plan, history: Sequence[PastTrial]) -> Proposal | None:
@@ -160,25 +207,29 @@ def derive_seed(seed: int, purpose: str, *numbers: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
 
 
-def _next_structure(spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler) -> Structure | None:
+def _next_structure(
+    spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler, inherited: Sequence[Inherited]
+) -> Structure | None:
     known = {past.digest for past in history}
     for name in spec.space.seeds:
         structure = structure_of(NAMED[name], spec.proxy)
         if structure.digest not in known:
             return structure
-    for theta in _candidates(spec, history, make_sampler):
+    for theta in _candidates(spec, history, make_sampler, inherited):
         structure = structure_of(theta, spec.proxy)
         if structure.digest not in known and spec.space.constraints.allow(structure.taxonomy, structure.cost):
             return structure
     return None
 
 
-def _candidates(spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler) -> Iterator[Theta]:
+def _candidates(
+    spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler, inherited: Sequence[Inherited]
+) -> Iterator[Theta]:
     """Structures to try for one proposal, in order: the sampler's, and those that anything could propose."""
     if not isinstance(spec.sampler, Grid):
         subspace = SUBSPACES[spec.space.subspace]
         sampler = make_sampler()
-        observed, pending = _seen(spec, history) if sampler.learns else ([], [])
+        observed, pending = _seen(spec, [*inherited, *history]) if sampler.learns else ([], [])
         asked = sampler.ask(observed, pending, subspace.num_coordinates, _proposal_seed(spec, len(history)))
         yield from map(subspace.to_theta, islice(asked, _SAMPLER_TRIES))
     yield from _possible(spec, len(history))
