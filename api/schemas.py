@@ -64,9 +64,20 @@ class FidelityResource(Schema):
         )
 
 
+class WarmStartResource(Schema):
+    """An earlier search that a search has started from, when ``num_finished`` trials had ended there: how many results that
+    were, and how many of them lie in the search's own subspace, where its sampler sees them."""
+
+    source_id: str
+    num_finished: int
+    num_results: int
+    num_in_space: int
+
+
 class ProgressResource(Schema):
     """How far a search is: trials by state and against the budget (``max_trials`` is null where only time limits them),
-    seconds of wall-clock time that it has run without its pauses, training FLOPs that its trials have reserved."""
+    seconds of wall-clock time that it has run without its pauses, training FLOPs that its trials have reserved.
+    ``num_reused`` of the trials took the results of earlier searches over; no budget counts them."""
 
     max_trials: int | None
     finished: int
@@ -75,6 +86,7 @@ class ProgressResource(Schema):
     seconds: float
     train_flops: float
     num_retries: int
+    num_reused: int
 
 
 class SearchResource(Schema):
@@ -93,6 +105,7 @@ class SearchResource(Schema):
     last_event: int
     spec: SearchSpec
     calibration_id: str | None
+    warm_starts: Sequence[WarmStartResource]
     fidelity: FidelityResource | Literal["unmeasured"]
     created_at: datetime
     started_at: datetime | None
@@ -102,7 +115,7 @@ class SearchResource(Schema):
     def of(cls, detail: SearchDetail) -> "SearchResource":
         """The answer for a search."""
         search = detail.search
-        own = {"progress", "waiting_for", "fidelity"}
+        own = {"progress", "waiting_for", "warm_starts", "fidelity"}
         columns = {name: getattr(search, name) for name in cls.model_fields.keys() - own}
         progress = ProgressResource(
             max_trials=search.max_trials,
@@ -112,9 +125,13 @@ class SearchResource(Schema):
             seconds=detail.seconds,
             train_flops=search.train_flops,
             num_retries=search.num_retries,
+            num_reused=search.num_reused,
         )
         fidelity = "unmeasured" if detail.fidelity is None else FidelityResource.of(detail.fidelity)
-        return cls(**columns, progress=progress, waiting_for=detail.waiting_for, fidelity=fidelity)
+        warm_starts = [WarmStartResource.model_validate(each) for each in detail.warm_starts]
+        return cls(
+            **columns, progress=progress, waiting_for=detail.waiting_for, warm_starts=warm_starts, fidelity=fidelity
+        )
 
 
 class AttemptResource(Schema):
@@ -137,7 +154,7 @@ class AttemptResource(Schema):
 class TrialResource(Schema):
     """A structure, trained once from one seed. ``macs`` per example (of text: a token), forward; ``loss`` held out.
     ``transfers``: whether the learning rate transfers to it, null where that was not checked. ``expected_loss``: of one that
-    was pruned, what it would have had."""
+    was pruned, what it would have had. ``reused_from``: the trial of an earlier search whose result it has."""
 
     id: str
     search_id: str
@@ -161,6 +178,7 @@ class TrialResource(Schema):
     transfers: bool | None
     seed: int
     history_size: int
+    reused_from: str | None
     loss: float | None
     expected_loss: float | None
     seconds: float | None

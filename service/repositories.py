@@ -54,6 +54,7 @@ def history(session: Session, search_id: str, *, since: int = -1) -> list[tuple[
             Trial.excluded_at,
             Trial.params,
             Trial.macs,
+            Trial.reused_from,
         )
         .where(Trial.search_id == search_id, Trial.changed > since)
         .order_by(Trial.number)
@@ -69,9 +70,10 @@ def history(session: Session, search_id: str, *, since: int = -1) -> list[tuple[
                 excluded=excluded_at is not None,
                 params=params,
                 macs=macs,
+                reused_from=reused_from,
             ),
         )
-        for number, theta, digest, state, loss, excluded_at, params, macs in session.execute(query)
+        for number, theta, digest, state, loss, excluded_at, params, macs, reused_from in session.execute(query)
     ]
 
 
@@ -130,6 +132,15 @@ def lowest_loss(session: Session, search_id: str, *, among_first: int | None = N
     if among_first is not None:
         query = query.where(Trial.finish_order < among_first)
     return session.scalar(query)
+
+
+def begin_of_last(session: Session, search_id: str, number: int) -> int | None:
+    """The place, in the order of ends, of the first of the last ``number`` trials that were trained; None where there are
+    not so many."""
+    query = select(Trial.finish_order).where(
+        Trial.search_id == search_id, Trial.finish_order.is_not(None), Trial.reused_from.is_(None)
+    )
+    return session.scalar(query.order_by(Trial.finish_order.desc()).offset(number - 1).limit(1))
 
 
 def attempt_by_id(session: Session, attempt_id: str) -> Attempt | None:

@@ -210,8 +210,10 @@ def _planned_before(session: Session, name: str) -> str | None:
 
 
 def _plan_digest(spec: SearchSpec) -> str:
-    # How it is called and how many trials run at once changes nothing of what comes out.
-    return fingerprint(asdict(replace(spec, name="plan", concurrency=1)))
+    # How it is called and how many trials run at once changes nothing of what comes out. No plan has a warm start, which
+    # those that were planned before there were any did not say either.
+    settings = asdict(replace(spec, name="plan", concurrency=1))
+    return fingerprint({name: value for name, value in settings.items() if name != "warm_start"})
 
 
 def _tell_of_transfers(session: Session, task: str) -> None:
