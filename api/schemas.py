@@ -65,9 +65,20 @@ class FidelityResource(Schema):
         )
 
 
+class WarmStartResource(Schema):
+    """An earlier search that a search has started from, when ``num_finished`` trials had ended there: how many results that
+    were, and how many of them lie in the search's own subspace, where its sampler sees them."""
+
+    source_id: str
+    num_finished: int
+    num_results: int
+    num_in_space: int
+
+
 class ProgressResource(Schema):
     """How far a search is: trials by state and against the budget (``max_trials`` is null where only time limits them),
-    seconds of wall-clock time that it has run without its pauses, training FLOPs that its trials have reserved."""
+    seconds of wall-clock time that it has run without its pauses, training FLOPs that its trials have reserved.
+    ``num_reused`` of the trials took the results of earlier searches over; no budget counts them."""
 
     max_trials: int | None
     finished: int
@@ -76,6 +87,7 @@ class ProgressResource(Schema):
     seconds: float
     train_flops: float
     num_retries: int
+    num_reused: int
 
 
 class SearchResource(Schema):
@@ -94,6 +106,7 @@ class SearchResource(Schema):
     last_event: int
     spec: SearchSpec
     calibration_id: str | None
+    warm_starts: Sequence[WarmStartResource]
     fidelity: FidelityResource | Literal["unmeasured"]
     created_at: datetime
     started_at: datetime | None
@@ -103,7 +116,7 @@ class SearchResource(Schema):
     def of(cls, detail: SearchDetail) -> "SearchResource":
         """The answer for a search."""
         search = detail.search
-        own = {"progress", "waiting_for", "fidelity"}
+        own = {"progress", "waiting_for", "warm_starts", "fidelity"}
         columns = {name: getattr(search, name) for name in cls.model_fields.keys() - own}
         progress = ProgressResource(
             max_trials=search.max_trials,
@@ -113,9 +126,13 @@ class SearchResource(Schema):
             seconds=detail.seconds,
             train_flops=search.train_flops,
             num_retries=search.num_retries,
+            num_reused=search.num_reused,
         )
         fidelity = "unmeasured" if detail.fidelity is None else FidelityResource.of(detail.fidelity)
-        return cls(**columns, progress=progress, waiting_for=detail.waiting_for, fidelity=fidelity)
+        warm_starts = [WarmStartResource.model_validate(each) for each in detail.warm_starts]
+        return cls(
+            **columns, progress=progress, waiting_for=detail.waiting_for, warm_starts=warm_starts, fidelity=fidelity
+        )
 
 
 class AttemptResource(Schema):
@@ -139,7 +156,8 @@ class TrialResource(Schema):
     """A structure, trained once from one seed. ``macs`` per example (of text: a token), forward; ``loss`` held out.
     ``transfers``: whether the learning rate transfers to it, null where that was not checked. ``expected_loss``: of one that
     was pruned, what it would have had. ``latency`` and ``peak_memory``: the seconds of a forward and a backward pass, and
-    the bytes of a training step, at the proxy's batch on the device that trained it; null unless the search asks for one."""
+    the bytes of a training step, at the proxy's batch on the device that trained it; null unless the search asks for one.
+    ``reused_from``: the trial of an earlier search whose result it has."""
 
     id: str
     search_id: str
@@ -163,6 +181,7 @@ class TrialResource(Schema):
     transfers: bool | None
     seed: int
     history_size: int
+    reused_from: str | None
     loss: float | None
     expected_loss: float | None
     latency: float | None

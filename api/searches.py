@@ -43,9 +43,9 @@ def submit_search(
 
 
 @router.post("/searches:validate", responses=responses(400, 413, 415, 422))
-def validate_search(spec: SearchSpec, settings: AppSettings, caller: Reader) -> EstimateResource:
+def validate_search(spec: SearchSpec, session: Reading, settings: AppSettings, caller: Reader) -> EstimateResource:
     """Check a search and estimate its cost without submitting it."""
-    return EstimateResource.model_validate(searches.validate(spec, settings.corpora_dir))
+    return EstimateResource.model_validate(searches.estimate(session, spec, settings.corpora_dir))
 
 
 @router.get("/searches", responses=responses(400, 422))

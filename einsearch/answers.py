@@ -14,7 +14,7 @@ PauseMode = Literal["drain", "checkpoint"]
 
 class Progress(TypedDict):
     """How far a search is; ``max_trials`` is None where only time limits it, ``seconds`` are those without its pauses,
-    ``train_flops`` those that its trials have reserved."""
+    ``train_flops`` those that its trials have reserved; ``num_reused`` trials took results of earlier searches over."""
 
     max_trials: int | None
     finished: int
@@ -23,10 +23,11 @@ class Progress(TypedDict):
     seconds: float
     train_flops: float
     num_retries: int
+    num_reused: int
 
 
 class Search(TypedDict):
-    """A search as it was asked for, where it stands, since when and why."""
+    """A search as it was asked for, where it stands, since when and why; ``warm_starts``: what it has inherited."""
 
     id: str
     name: str
@@ -41,6 +42,7 @@ class Search(TypedDict):
     last_event: int
     spec: dict[str, Any]
     calibration_id: str | None
+    warm_starts: list[dict[str, Any]]
     fidelity: dict[str, Any] | Literal["unmeasured"]
     created_at: str
     started_at: str | None
@@ -86,7 +88,8 @@ class Attempt(TypedDict):
 
 class Trial(TypedDict):
     """A structure, trained once from one seed; ``dims`` are the axis sizes of each kind of layer, ``latency`` (seconds) and
-    ``peak_memory`` (bytes) what a training step costs, where the search minimises one of them."""
+    ``peak_memory`` (bytes) what a training step costs, where the search minimises one of them. ``reused_from``: the
+    trial of an earlier search that was trained in its place."""
 
     id: str
     search_id: str
@@ -110,6 +113,7 @@ class Trial(TypedDict):
     transfers: bool | None
     seed: int
     history_size: int
+    reused_from: str | None
     loss: float | None
     expected_loss: float | None
     latency: float | None

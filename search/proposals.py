@@ -9,7 +9,7 @@ import hashlib
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
 
 from einlayers.errors import FieldError
@@ -37,6 +37,7 @@ class PastTrial:
 
     One that was ``excluded`` is known, and not tried again by the search itself, but its loss teaches nothing. The loss of
     one that was pruned is what it would have had. ``latency`` and ``peak_memory`` are None until they were measured.
+    ``reused_from``: the trial of another search that was trained instead.
     """
 
     theta: Theta
@@ -48,12 +49,30 @@ class PastTrial:
     macs: int = 0
     latency: float | None = None
     peak_memory: int | None = None
+    reused_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inherited(PastTrial):
+    """A result of an earlier search on the same proxy: the trial ``trial_id`` was trained for it, from ``seed``.
+
+    The sampler sees it before the search's own trials. Where the search comes to want the same training, it is taken over.
+    """
+
+    trial_id: str
+    seed: int
+
+    def serves(self, digest: str) -> bool:
+        """Whether it is what a training of this structure would give; what was pruned has not been trained to its end."""
+        is_whole = self.state in (TrialState.COMPLETED, TrialState.INFEASIBLE)
+        return self.digest == digest and is_whole and not self.excluded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
     """A structure to train on a proxy, which replicate of that this is, the seed of its training, and how many ends it has
-    seen. Two with the same ``digest`` are one training but for their seeds."""
+    seen. Two with the same ``digest`` are one training but for their seeds. ``reused``: it has been trained already, and
+    costs nothing."""
 
     number: int
     replicate: int
@@ -62,11 +81,17 @@ class Proposal:
     digest: str
     seed: int
     history_size: int
+    reused: Inherited | None = None
+
+    @property
+    def train_flops(self) -> float:
+        """What its trial will take of the budget."""
+        return self.proxy.train_flops if self.reused is None else 0.0
 
     @property
     def pending(self) -> PastTrial:
         """Its trial, as the proposal after it sees it."""
-        return PastTrial(
+        past = PastTrial(
             theta=self.structure.theta,
             digest=self.digest,
             state=TrialState.PROPOSED,
@@ -74,6 +99,9 @@ class Proposal:
             params=self.structure.cost.params,
             macs=self.structure.cost.macs,
         )
+        if self.reused is None:
+            return past
+        return replace(past, state=self.reused.state, loss=self.reused.loss, reused_from=self.reused.trial_id)
 
 
 MakeSampler = Callable[[], Sampler]
@@ -103,32 +131,50 @@ def check_space(spec: SearchSpec) -> None:
     raise FieldError("constraints", expected=expected, got=given)
 
 
-def propose(spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler) -> Proposal | None:
-    """The next proposal, number ``len(history)``; None where nothing new is left to try within the constraints."""
+def propose(
+    spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler, inherited: Sequence[Inherited] = ()
+) -> Proposal | None:
+    """The next proposal, number ``len(history)``, of a search that has ``inherited`` results of earlier ones; None where
+    nothing new is left to try within the constraints."""
     if isinstance(spec.sampler, Plan):
         return _planned(spec, spec.sampler, history)
     wanted = _lacking_replicates(history, spec.replicates) or _racing(spec, history)
-    structure = structure_of(wanted.theta, spec.proxy) if wanted else _next_structure(spec, history, make_sampler)
+    left = _left(inherited, history)
+    structure = structure_of(wanted.theta, spec.proxy) if wanted else _next_structure(spec, history, make_sampler, left)
     if structure is None and (wanted := _racing_on(spec, history)):
         structure = structure_of(wanted.theta, spec.proxy)
-    return None if structure is None else proposal_of(structure, spec, history)
+    return None if structure is None else proposal_of(structure, spec, history, inherited=inherited)
 
 
 def proposal_of(
-    structure: Structure, spec: SearchSpec, history: Sequence[PastTrial], proxy: ProxySpec | None = None
+    structure: Structure,
+    spec: SearchSpec,
+    history: Sequence[PastTrial],
+    proxy: ProxySpec | None = None,
+    inherited: Sequence[Inherited] = (),
 ) -> Proposal:
     """The proposal to train ``structure`` next, once more where the history has it already; ``proxy``: not that of the
-    search."""
+    search. What is ``inherited`` is not trained again, but taken over, each result once."""
     number, digest = len(history), _digest(structure, spec.proxy, proxy or spec.proxy)
+    reused = next((each for each in _left(inherited, history) if each.serves(digest)), None)
     return Proposal(
         number=number,
         replicate=sum(past.digest == digest for past in history),
         structure=structure,
         proxy=proxy or spec.proxy,
         digest=digest,
-        seed=training_seed(spec, number),
+        seed=training_seed(spec, number) if reused is None else reused.seed,
         history_size=sum(past.state.is_final for past in history),
+        reused=reused,
     )
+
+
+def _left(inherited: Sequence[Inherited], history: Sequence[PastTrial]) -> Sequence[Inherited]:
+    """What has been inherited and not been taken over yet."""
+    if not inherited:
+        return inherited
+    used = {past.reused_from for past in history}
+    return [each for each in inherited if each.trial_id not in used]
 
 
 def _planned(spec: SearchSpec, plan: Plan, history: Sequence[PastTrial]) -> Proposal | None:
@@ -165,7 +211,7 @@ def _racing(spec: SearchSpec, history: Sequence[PastTrial]) -> PastTrial | None:
     if spec.racing is None:
         return None
     # What pruned trials gave back is not counted: the end of the budget is then expected too early, and not too late.
-    begun = len(history)
+    begun = sum(past.reused_from is None for past in history)
     left = spec.num_trials(spec.budget, num_begun=begun, spent=begun * spec.proxy.train_flops)
     entrants = _entrants(history)
     return _trial_of(next_replicate(spec.racing, entrants, replicates=spec.replicates, num_left=left), history)
@@ -205,25 +251,29 @@ def derive_seed(seed: int, purpose: str, *numbers: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
 
 
-def _next_structure(spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler) -> Structure | None:
+def _next_structure(
+    spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler, inherited: Sequence[Inherited]
+) -> Structure | None:
     known = {past.digest for past in history}
     for name in spec.space.seeds:
         structure = structure_of(NAMED[name], spec.proxy)
         if structure.digest not in known:
             return structure
-    for theta in _candidates(spec, history, make_sampler):
+    for theta in _candidates(spec, history, make_sampler, inherited):
         structure = structure_of(theta, spec.proxy)
         if structure.digest not in known and spec.space.constraints.allow(structure.taxonomy, structure.cost):
             return structure
     return None
 
 
-def _candidates(spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler) -> Iterator[Theta]:
+def _candidates(
+    spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler, inherited: Sequence[Inherited]
+) -> Iterator[Theta]:
     """Structures to try for one proposal, in order: the sampler's, and those that anything could propose."""
     if not isinstance(spec.sampler, Grid):
         subspace = SUBSPACES[spec.space.subspace]
         sampler = make_sampler()
-        observed, pending = _seen(spec, history) if sampler.learns else ([], [])
+        observed, pending = _seen(spec, [*inherited, *history]) if sampler.learns else ([], [])
         asked = sampler.ask(observed, pending, subspace.num_coordinates, _proposal_seed(spec, len(history)))
         yield from map(subspace.to_theta, islice(asked, _SAMPLER_TRIES))
     yield from _possible(spec, len(history))

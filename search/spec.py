@@ -1,6 +1,7 @@
 """What a user asks for: the search, as frozen values that cannot be built wrong and that are their own JSON schema."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -24,6 +25,9 @@ MEASURED: frozenset[ObjectiveName] = frozenset({"latency", "peak_memory"})
 """What is known of a structure only once a step of it was measured, on the device that trains it."""
 
 SeedName = Literal["dense", "low-rank", "kronecker", "tensor-train", "monarch", "btt"]
+
+MAX_SOURCES = 16
+"""How many earlier searches one may start from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,9 +178,15 @@ class Resources:
             raise FieldError("cpus", expected="a positive share of a CPU or a GPU", got=self.cpus)
 
 
+_SEARCH_ID = re.compile(r"[0-9a-f]{1,32}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSpec:
     """A search: how structures are judged, where they come from, how many, how they run.
+
+    ``warm_start`` names earlier searches by their ids: their results are seen by the sampler, and taken over where the same
+    would be trained again.
 
     Raises:
         FieldError: a value is outside its range.
@@ -194,6 +204,7 @@ class SearchSpec:
     racing: Racing | None = None
     concurrency: Whole = 2
     resources: Resources = field(default_factory=Resources)
+    warm_start: tuple[str, ...] = ()
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -214,6 +225,7 @@ class SearchSpec:
         if self.racing is not None:
             self._check_racing(self.racing)
         check_whole("concurrency", self.concurrency, 1, 1024)
+        self._check_warm_start()
 
     def num_trials(self, budget: Budget, *, num_begun: int = 0, spent: float = 0.0) -> int | None:
         """How many trials a budget pays for if all train to the end, after ``num_begun`` for which ``spent`` training FLOPs
@@ -265,6 +277,17 @@ class SearchSpec:
             expected = f"max_replicates above replicates, which is {self.replicates}: every structure has those"
             raise FieldError("racing", expected=expected, got=racing.max_replicates)
 
+    def _check_warm_start(self) -> None:
+        if len(self.warm_start) > MAX_SOURCES:
+            raise FieldError(
+                "warm_start", expected=f"at most {MAX_SOURCES} searches", got=f"{len(self.warm_start)} searches"
+            )
+        for search_id in self.warm_start:
+            if _SEARCH_ID.fullmatch(search_id) is None:
+                raise FieldError("warm_start", expected="ids of searches, such as 5f0c2ab91d3e", got=search_id)
+        if len(set(self.warm_start)) < len(self.warm_start):
+            raise FieldError("warm_start", expected="every search once", got=self.warm_start)
+
     def _check_plan(self, plan: Plan) -> None:
         if self.budget.max_train_flops is not None:
             raise FieldError(
@@ -276,6 +299,8 @@ class SearchSpec:
             raise FieldError("convergence", expected="none: what a plan lists is trained", got=self.convergence)
         if not isinstance(self.pruner, NoPruner):
             raise FieldError("pruner", expected="none: what a plan lists is measured whole", got=self.pruner.kind)
+        if self.warm_start:
+            raise FieldError("warm_start", expected="none: what a plan lists is trained", got=self.warm_start)
         for number, run in enumerate(plan.runs):
             try:
                 run.on(self.proxy)

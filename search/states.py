@@ -51,7 +51,7 @@ class SearchState(State):
 
 
 class TrialState(State):
-    """A trial is proposed, runs (again, when its attempt was lost), and ends once."""
+    """A trial is proposed, runs (again, when its attempt was lost), and ends once: at once, where its result is known."""
 
     PROPOSED = "PROPOSED"
     RUNNING = "RUNNING"
@@ -91,7 +91,9 @@ _TRANSITIONS: Mapping[type[State], Mapping[State, frozenset[State]]] = {
         SearchState.STOPPING: frozenset({SearchState.COMPLETED, SearchState.CANCELLED, SearchState.FAILED}),
     },
     TrialState: {
-        TrialState.PROPOSED: frozenset({TrialState.RUNNING, TrialState.CANCELLED}),
+        TrialState.PROPOSED: frozenset(
+            {TrialState.RUNNING, TrialState.CANCELLED, TrialState.COMPLETED, TrialState.INFEASIBLE}
+        ),
         TrialState.RUNNING: frozenset(set(TrialState) - {TrialState.RUNNING}),
     },
     AttemptState: {

@@ -47,6 +47,7 @@ COLUMNS: Mapping[str, Type] = MappingProxyType(
         "base_lr": "number",
         "seed": "whole",
         "history_size": "whole",
+        "reused_from": "text",
         "loss": "number",
         "latency": "number",
         "peak_memory": "whole",

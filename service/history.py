@@ -2,21 +2,31 @@
 
 from collections.abc import Sequence
 
-from search.proposals import PastTrial
+from search.proposals import Inherited, PastTrial
 from service import repositories
 from service.database import Database
 from service.models import Search
+from service.warm_starts import Inheritance
 
 
 class History:
-    """The past trials of one search, read once; afterwards only those that have changed."""
+    """The past trials of one search, and what it has inherited, read once; afterwards only what has changed."""
 
     def __init__(self) -> None:
         self.trials: list[PastTrial] = []
         self._seen = -1
+        self._inheritance = Inheritance()
+
+    @property
+    def inherited(self) -> Sequence[Inherited]:
+        """The results of earlier searches."""
+        return self._inheritance.results
 
     def refresh(self, database: Database, search: Search) -> None:
         """Read what has changed up to the search's last event, if that is not known yet."""
+        if search.spec.warm_start:
+            with database.read() as session:
+                self._inheritance.refresh(session, search.id)
         if search.last_event <= self._seen:
             return
         with database.read() as session:

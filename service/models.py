@@ -111,7 +111,8 @@ class Search(Base):
     """A search as it was asked for, where it stands, and who carries it out.
 
     Every write to a search or to anything below it holds the lock of this row. So ``counts``, ``best_loss``,
-    ``train_flops`` (reserved by its trials), ``num_retries`` and ``last_event`` are exact, and reading them counts nothing.
+    ``train_flops`` (reserved by its trials), ``num_retries``, ``num_reused`` and ``last_event`` are exact, and reading them
+    counts nothing.
     A runner holds the lease of a search (``runner_id``, ``epoch``) for as long as the runner's own row has not expired.
     ``task`` tells what its losses are losses of (``search.proxies.identity``), and ``transfers`` the structures for which
     it was checked whether the learning rate transfers. While the learning rate of its proxy is open,
@@ -135,6 +136,7 @@ class Search(Base):
     best_loss: Mapped[float | None]
     train_flops: Mapped[float] = mapped_column(default=0.0)
     num_retries: Mapped[int] = mapped_column(default=0)
+    num_reused: Mapped[int] = mapped_column(default=0, server_default="0")
     seconds_before: Mapped[float] = mapped_column(default=0.0)
     last_event: Mapped[int] = mapped_column(BigInteger, default=0)
     task: Mapped[str] = mapped_column(String(32), index=True)
@@ -151,6 +153,11 @@ class Search(Base):
     def num_trials(self) -> int:
         """How many trials there are."""
         return sum(self.counts.values())
+
+    @property
+    def num_paid(self) -> int:
+        """How many trials the budget pays for: all but those whose results were taken over from other searches."""
+        return self.num_trials - self.num_reused
 
     @property
     def num_finished(self) -> int:
@@ -176,7 +183,7 @@ class Search(Base):
 
     @property
     def _num_more(self) -> int | None:
-        return self.spec.num_trials(self.spec.budget, num_begun=self.num_trials, spent=self.train_flops)
+        return self.spec.num_trials(self.spec.budget, num_begun=self.num_paid, spent=self.train_flops)
 
     def seconds_at(self, time: datetime) -> float:
         """Wall-clock seconds that the search has run by ``time``, pauses not counted."""
@@ -219,7 +226,8 @@ class Trial(Base):
     is found without reading the rest. ``alone``: it ran out of memory, and its next attempt gets a device to itself.
     ``train_flops`` are reserved, and those that were used once it has been pruned; ``expected_loss`` is what the sampler
     sees of it then. ``latency`` and ``peak_memory``: of a training step, where the search asks for them
-    (``search.trial.StepCost``).
+    (``search.trial.StepCost``). ``reused_from``: the trial of an earlier search that was trained in its place; what was
+    measured is that one's, and ``train_flops`` are 0.
     """
 
     __tablename__ = "trials"
@@ -253,6 +261,7 @@ class Trial(Base):
     base_lr: Mapped[float]
     seed: Mapped[int] = mapped_column(BigInteger)
     history_size: Mapped[int]
+    reused_from: Mapped[str | None] = mapped_column(String(48))
     state: Mapped[TrialState] = mapped_column(_name(TrialState), default=TrialState.PROPOSED)
     reason: Mapped[str | None] = mapped_column(Text)
     state_since: Mapped[datetime] = mapped_column(UTCDateTime)
@@ -276,8 +285,8 @@ class Trial(Base):
 
     def proxy_in(self, search: Search) -> ProxySpec:
         """What it is trained on: the proxy of its search, with what its own run changes."""
-        pruned = self.state is TrialState.PRUNED
-        train_flops = search.spec.proxy.train_flops if pruned else self.train_flops
+        differs = self.state is TrialState.PRUNED or self.reused_from is not None
+        train_flops = search.spec.proxy.train_flops if differs else self.train_flops
         return replace(search.spec.proxy, train_flops=train_flops, base_lr=self.base_lr)
 
     @property
@@ -289,6 +298,22 @@ class Trial(Base):
     def dims(self) -> dict[str, Dims]:
         """The axis sizes of each kind of layer, by its name."""
         return layer_dims(self.theta, self.search.spec.proxy, self.width)
+
+
+class WarmStart(Base):
+    """What a search has inherited from one that was submitted before it, written down once: the results among the first
+    ``num_finished`` trials to end there. ``num_results`` counted at that time, ``num_in_space`` of them lie in the search's
+    own subspace, where its sampler sees them.
+    """
+
+    __tablename__ = "warm_starts"
+
+    search_id: Mapped[str] = mapped_column(ForeignKey("searches.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    source_id: Mapped[str] = mapped_column(ForeignKey("searches.id"))
+    num_finished: Mapped[int]
+    num_results: Mapped[int]
+    num_in_space: Mapped[int]
 
 
 class Attempt(Base):

@@ -221,7 +221,8 @@ def _multiplier(baseline: DenseFrontier | None, replicates: Sequence[Trial]) -> 
     # A loss may be 0, which no frontier reaches.
     if baseline is None or not all(loss > 0 for loss in losses):
         return None
-    return baseline.multiplier(losses, replicates[0].train_flops)
+    proxy = replicates[0].proxy_in(replicates[0].search)
+    return baseline.multiplier(losses, proxy.train_flops)
 
 
 def _candidates(session: Session, search_id: str, goals: Sequence[Goal]) -> tuple[dict[str, Point], bool]:

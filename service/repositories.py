@@ -42,43 +42,27 @@ def searches_of(session: Session, runner_id: str) -> Sequence[Search]:
     return session.scalars(query).all()
 
 
+PAST = (
+    Trial.theta,
+    Trial.digest,
+    Trial.state,
+    func.coalesce(Trial.loss, Trial.expected_loss).label("loss"),
+    Trial.excluded_at.is_not(None).label("excluded"),
+    Trial.params,
+    Trial.macs,
+    Trial.latency,
+    Trial.peak_memory,
+)
+"""What proposals see of any trial, by the names of ``PastTrial``."""
+
+
 def history(session: Session, search_id: str, *, since: int = -1) -> list[tuple[int, PastTrial]]:
     """The trials of a search as the next proposal sees them, with their numbers: those changed after event ``since``."""
-    query = (
-        select(
-            Trial.number,
-            Trial.theta,
-            Trial.digest,
-            Trial.state,
-            func.coalesce(Trial.loss, Trial.expected_loss),
-            Trial.excluded_at,
-            Trial.params,
-            Trial.macs,
-            Trial.latency,
-            Trial.peak_memory,
-        )
-        .where(Trial.search_id == search_id, Trial.changed > since)
-        .order_by(Trial.number)
-    )
-    return [
-        (
-            number,
-            PastTrial(
-                theta=theta,
-                digest=digest,
-                state=state,
-                loss=loss,
-                excluded=excluded_at is not None,
-                params=params,
-                macs=macs,
-                latency=latency,
-                peak_memory=peak_memory,
-            ),
-        )
-        for number, theta, digest, state, loss, excluded_at, params, macs, latency, peak_memory in session.execute(
-            query
-        )
-    ]
+    query = select(Trial.number, *PAST, Trial.reused_from)
+    query = query.where(Trial.search_id == search_id, Trial.changed > since).order_by(Trial.number)
+    rows = session.execute(query)
+    _, *names = rows.keys()
+    return [(number, PastTrial(**dict(zip(names, past, strict=True)))) for number, *past in rows]
 
 
 def next_proposed(session: Session, search_id: str, number: int) -> Sequence[Trial]:
@@ -136,6 +120,15 @@ def lowest_loss(session: Session, search_id: str, *, among_first: int | None = N
     if among_first is not None:
         query = query.where(Trial.finish_order < among_first)
     return session.scalar(query)
+
+
+def begin_of_last(session: Session, search_id: str, number: int) -> int | None:
+    """The place, in the order of ends, of the first of the last ``number`` trials that were trained; None where there are
+    not so many."""
+    query = select(Trial.finish_order).where(
+        Trial.search_id == search_id, Trial.finish_order.is_not(None), Trial.reused_from.is_(None)
+    )
+    return session.scalar(query.order_by(Trial.finish_order.desc()).offset(number - 1).limit(1))
 
 
 def attempt_by_id(session: Session, attempt_id: str) -> Attempt | None:

@@ -216,7 +216,7 @@ class Runner:
         return _num_running(search), self._last_starts.get(search.id, 0.0)
 
     def _start_next(self, search: Search, at_most: int) -> bool:
-        """Start the next trials of a search, as far as it wants any and there are slots; whether any was started."""
+        """Start the next trials of a search, as far as it wants any and there are slots; whether anything came of it."""
         wanted = _num_wanted(search)
         if wanted <= 0:
             if search.num_alive == 0:
@@ -235,7 +235,9 @@ class Runner:
         for slot, assignment in starts.items():
             self._pool.submit(slot, assignment)
         self._last_starts[search.id] = time.monotonic()
-        return bool(starts)
+        # Where results were taken over instead, a slot is left for what comes after them; of many, after the next beat.
+        took_over = self._searches[search.id].num_reused > search.num_reused
+        return bool(starts) or (took_over and time.monotonic() < self._next_beat)
 
     def _resources_of_next(self, search: Search) -> Resources:
         if search.num_retries and search.counts.get(TrialState.PROPOSED):
@@ -246,23 +248,25 @@ class Runner:
         return search.spec.resources
 
     def _propose(self, search: Search, number: int) -> list[Proposal | None]:
-        """What to try next, at least one of the ``number`` that are wanted; None last, where nothing is left to try."""
+        """What to try next, until ``number`` are to be trained or it takes too long; None last, where nothing is left."""
         proposals: list[Proposal | None] = []
         if number <= 0:
             return proposals
         history = self._histories.setdefault(search.id, History())
         history.refresh(self._database, search)
-        past = list(history.trials)
+        past, inherited, num_to_train = list(history.trials), history.inherited, 0
         # Outside of any transaction: a sampler may take its time, and nobody else should have to wait for it.
         began = ended = time.perf_counter()
-        while len(proposals) < number and ended - began < _PROPOSE_SECONDS:
+        while num_to_train < number and ended - began < _PROPOSE_SECONDS:
             started = ended
-            proposals.append(proposal := propose(search.spec, past, lambda: make_sampler(search.spec.sampler)))
+            proposal = propose(search.spec, past, lambda: make_sampler(search.spec.sampler), inherited)
+            proposals.append(proposal)
             ended = time.perf_counter()
             self.stats = replace(self.stats, ask=self.stats.ask.observe(ended - started))
             if proposal is None:
                 break
             past.append(proposal.pending)
+            num_to_train += proposal.reused is None
         return proposals
 
     def _commit_starts(
@@ -283,7 +287,8 @@ class Runner:
                 search.reason = Reason.SPACE_EXHAUSTED
             waiting = _waiting(session, search, len(slots))
             added = [trials.add(session, search, proposal) for proposal in proposals if proposal]
-            started = dict(zip(slots, [*waiting, *added], strict=False))
+            to_train = [trial for trial in added if trial.reused_from is None]
+            started = dict(zip(slots, [*waiting, *to_train], strict=False))
             attempts = {slot: trials.start(session, search, trial, slot) for slot, trial in started.items()}
             assignments = {slot: _assignment(attempts[slot].id, trial, search) for slot, trial in started.items()}
         if added:

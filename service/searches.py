@@ -22,11 +22,11 @@ from search.proxies.registry import ProxySpec
 from search.spec import Budget, SearchSpec
 from search.states import SearchState, TrialState
 from search.structure import Structure, structure_of
-from service import calibrations, comparisons, events, evidence, leases, listings, rankings, repositories
+from service import calibrations, comparisons, events, evidence, leases, listings, rankings, repositories, warm_starts
 from service.clock import now
 from service.errors import InvalidValue, WrongState
 from service.keys import LOCAL, Caller
-from service.models import PauseMode, Reason, Search, Study
+from service.models import PauseMode, Reason, Search, Study, WarmStart
 from service.paging import Page, PageRequest
 from service.rankings import RankedStructure
 from service.transitions import move_search
@@ -34,12 +34,13 @@ from service.transitions import move_search
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchDetail:
-    """A search as it is at a time, by the database's clock, whether any runner is alive, and the study of the fidelity of
-    its proxy, if there is one."""
+    """A search as it is at a time, by the database's clock, whether any runner is alive, what it has inherited from earlier
+    searches, and the study of the fidelity of its proxy, if there is one."""
 
     search: Search
     at: datetime
     has_runner: bool
+    warm_starts: Sequence[WarmStart] = ()
     fidelity: Study | None = None
 
     @property
@@ -94,15 +95,26 @@ def validate(spec: SearchSpec, corpora_dir: Path | None) -> Estimate:
     )
 
 
+def estimate(session: Session, spec: SearchSpec, corpora_dir: Path | None) -> Estimate:
+    """What a search would cost at most that could be submitted now.
+
+    Raises:
+        InvalidValue: see ``validate`` and ``warm_starts.sources``.
+    """
+    warm_starts.sources(session, calibrations.find(session, spec.proxy).applied_to(spec))
+    return validate(spec, corpora_dir)
+
+
 def submit(session: Session, spec: SearchSpec, corpora_dir: Path | None, caller: Caller = LOCAL) -> SearchDetail:
     """Queue a search.
 
     Raises:
-        InvalidValue: see ``validate``.
+        InvalidValue: see ``estimate``.
     """
     validate(spec, corpora_dir)
     calibration = calibrations.find(session, spec.proxy)
     spec, task = _with_known_noise(session, calibration.applied_to(spec)), task_digest(spec.proxy)
+    sources = warm_starts.sources(session, spec)
     search = Search(
         id=secrets.token_hex(6),
         name=spec.name,
@@ -125,6 +137,7 @@ def submit(session: Session, spec: SearchSpec, corpora_dir: Path | None, caller:
     )
     session.add(search)
     session.flush()
+    warm_starts.record(session, search, sources)
     events.emit(session, search, "search.state", {"state": search.state, "reason": None})
     session.flush()
     return detail(session, search.id)
@@ -142,8 +155,15 @@ def detail(session: Session, search_id: str) -> SearchDetail:
 def details(session: Session, found: Sequence[Search]) -> list[SearchDetail]:
     """Searches as they are now."""
     time, has_runner, fidelity = now(session), bool(leases.alive(session)), evidence.fidelity_of(session, found)
+    inherited = warm_starts.of(session, [search.id for search in found if search.spec.warm_start])
     return [
-        SearchDetail(search=search, at=time, has_runner=has_runner, fidelity=fidelity.get(search.id))
+        SearchDetail(
+            search=search,
+            at=time,
+            has_runner=has_runner,
+            warm_starts=inherited.get(search.id, ()),
+            fidelity=fidelity.get(search.id),
+        )
         for search in found
     ]
 
@@ -272,16 +292,16 @@ def _spent(search: Search) -> Reason:
     """Which part of the budget it is that pays for no further trial; or that there is none left, of a plan."""
     budget = search.spec.budget
     # Where trials are pruned, their number may be spent although at first the training FLOPs paid for fewer.
-    if budget.max_trials is not None and budget.max_trials in (search.num_trials, search.spec.num_trials(budget)):
+    if budget.max_trials is not None and budget.max_trials in (search.num_paid, search.spec.num_trials(budget)):
         return Reason.BUDGET_TRIALS
     return Reason.SPACE_EXHAUSTED if budget.max_train_flops is None else Reason.BUDGET_TRAIN_FLOPS
 
 
 def _check_covers(search: Search, budget: Budget) -> None:
-    for field, begun in (("max_trials", search.num_trials), ("max_train_flops", search.train_flops)):
+    for field, begun in (("max_trials", search.num_paid), ("max_train_flops", search.train_flops)):
         limit = getattr(budget, field)
         if limit is not None and limit * (1 + 1e-9) < begun:
-            expected = f"at least the {begun:g} of the {search.num_trials} trials that there are"
+            expected = f"at least the {begun:g} of the {search.num_paid} trials that there are"
             raise InvalidValue("/budget", FieldError(field, expected=expected, got=limit))
 
 

@@ -210,8 +210,9 @@ def _planned_before(session: Session, name: str) -> str | None:
 
 
 def _plan_digest(spec: SearchSpec) -> str:
-    # How it is called and how many trials run at once changes nothing of what comes out.
-    return fingerprint(asdict(replace(spec, name="plan", concurrency=1)))
+    """What tells it from plans with other results: not its name, nor how many trials run at once."""
+    plan, budget, resources = asdict(spec.sampler), asdict(spec.budget), asdict(spec.resources)
+    return fingerprint({"proxy": digest(spec.proxy), "plan": plan, "budget": budget, "resources": resources})
 
 
 def _tell_of_transfers(session: Session, task: str) -> None:

@@ -13,11 +13,11 @@ from sqlalchemy.orm import Session
 
 from einlayers.theta import Theta
 from search.plan import Plan
-from search.proposals import Proposal, training_seed
+from search.proposals import Inherited, Proposal, training_seed
 from search.states import AttemptState, SearchState, TrialState
 from search.structure import structure_of
 from search.trial import Outcome, OutcomeKind, Report
-from service import events, leases, rankings, repositories, rungs
+from service import events, leases, rankings, repositories, rungs, warm_starts
 from service.clock import now
 from service.errors import BudgetExhausted, WrongState
 from service.keys import LOCAL, Caller
@@ -36,13 +36,19 @@ _ENDS = {
 }
 """The outcomes that end a trial. The others end an attempt, and the trial waits for the next one."""
 
+_MEASURED = ("loss", "latency", "peak_memory", "seconds", "cpu_seconds", "coordinates")
+"""What a training tells, and a trial that takes its result over tells too."""
+
 _OPEN = (SearchState.QUEUED, SearchState.RUNNING, SearchState.PAUSED)
 
 logger = logging.getLogger(__name__)
 
 
 def add(session: Session, search: Search, proposal: Proposal, origin: Origin = Origin.SEARCH) -> Trial:
-    """Write a proposal down as a trial, and reserve its part of the budget; the caller holds the lock of the search."""
+    """Write a proposal down as a trial, and reserve its part of the budget; the caller holds the lock of the search.
+
+    One whose result is reused has ended at once.
+    """
     structure = proposal.structure
     trial = Trial(
         id=f"{search.id}-{proposal.number}",
@@ -59,10 +65,11 @@ def add(session: Session, search: Search, proposal: Proposal, origin: Origin = O
         nu=structure.taxonomy.nu,
         params=structure.cost.params,
         macs=structure.cost.macs,
-        train_flops=proposal.proxy.train_flops,
+        train_flops=proposal.train_flops,
         base_lr=_rate(proposal),
         seed=proposal.seed,
         history_size=proposal.history_size,
+        reused_from=proposal.reused.trial_id if proposal.reused else None,
         state=TrialState.PROPOSED,
         alone=False,
         state_since=now(session),
@@ -72,7 +79,21 @@ def add(session: Session, search: Search, proposal: Proposal, origin: Origin = O
     search.train_flops += trial.train_flops
     announce(session, search, trial)
     session.add(trial)
+    if proposal.reused is not None:
+        _take_result(session, search, trial, proposal.reused)
     return trial
+
+
+def _take_result(session: Session, search: Search, trial: Trial, reused: Inherited) -> None:
+    source = session.get(Trial, reused.trial_id)
+    assert source is not None, "what was inherited was trained"
+    for name in _MEASURED:
+        setattr(trial, name, getattr(source, name))
+    search.num_reused += 1
+    end(session, search, trial, source.state, source.reason)
+    if trial.state is TrialState.COMPLETED:
+        session.flush()
+        rankings.add_completed(session, search, [trial])
 
 
 def _rate(proposal: Proposal) -> float:
@@ -81,7 +102,8 @@ def _rate(proposal: Proposal) -> float:
 
 
 def enqueue(session: Session, search_id: str, theta: Theta, caller: Caller = LOCAL) -> Trial:
-    """Add a structure of the user's own to a search; where the search has it already, one more replicate of it.
+    """Add a structure of the user's own to a search; where the search has it already, one more replicate of it. What its
+    warm start has trained is taken over, and takes nothing of the budget.
 
     Raises:
         NotFound, Forbidden: there is no such search, or it is somebody else's.
@@ -96,17 +118,19 @@ def enqueue(session: Session, search_id: str, theta: Theta, caller: Caller = LOC
         raise WrongState(f"search {search.id} trains what its plan lists; it takes no other trials")
     if search.awaits_calibration:
         raise WrongState(f"search {search.id} waits for the calibration {search.calibration_id}; add trials after it")
-    if search.num_unproposed == 0:
-        raise BudgetExhausted(search.id)
     structure = structure_of(theta, search.spec.proxy)
+    reused = warm_starts.to_reuse(session, search, structure.digest)
+    if reused is None and search.num_unproposed == 0:
+        raise BudgetExhausted(search.id)
     proposal = Proposal(
         number=search.num_trials,
         replicate=repositories.num_replicates(session, search.id, structure.digest),
         structure=structure,
         proxy=search.spec.proxy,
         digest=structure.digest,
-        seed=training_seed(search.spec, search.num_trials),
+        seed=reused.seed if reused else training_seed(search.spec, search.num_trials),
         history_size=search.num_finished,
+        reused=reused,
     )
     trial = add(session, search, proposal, Origin.USER)
     session.flush()
@@ -242,7 +266,10 @@ def _has_converged(session: Session, search: Search) -> bool:
     if convergence is None or search.best_loss is None:
         return False
     session.flush()
-    before = repositories.lowest_loss(session, search.id, among_first=search.num_finished - convergence.patience)
+    num_before = repositories.begin_of_last(session, search.id, convergence.patience)
+    if num_before is None:
+        return False
+    before = repositories.lowest_loss(session, search.id, among_first=num_before)
     return before is not None and before - search.best_loss <= convergence.min_improvement * abs(before)
 
 

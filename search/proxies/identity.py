@@ -34,6 +34,14 @@ def task_digest(proxy: ProxySpec) -> str:
     return fingerprint({name: value for name, value in _settings(proxy).items() if name not in _CARRIED})
 
 
+def differences(one: ProxySpec, other: ProxySpec) -> Mapping[str, tuple[object, object]]:
+    """The settings in which two proxies differ, by their names, with what each has; none if and only if their losses can be
+    compared as numbers."""
+    first, second = asdict(one), asdict(other)
+    values = {name: (first.get(name), second.get(name)) for name in {**first, **second}}
+    return {name: (mine, its) for name, (mine, its) in values.items() if mine != its}
+
+
 def is_shipped(proxy: ProxySpec) -> bool:
     """Whether its rate is tuned on the model of the default settings, for which a calibrated one comes along."""
     return task_digest(proxy.tuned_on) == task_digest(type(proxy)())

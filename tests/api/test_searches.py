@@ -69,6 +69,7 @@ class TestSubmit:
             "seconds": 0.0,
             "train_flops": 0.0,
             "num_retries": 0,
+            "num_reused": 0,
         }
 
     def test_says_where_the_search_is(self, client: TestClient) -> None:
@@ -209,6 +210,7 @@ class TestList:
             "best_loss": 1.5,
             "train_flops": 2 * TINY.train_flops,
             "num_retries": 0,
+            "num_reused": 0,
         }
 
     def test_of_no_search_is_empty(self, client: TestClient) -> None:

@@ -10,6 +10,7 @@ PROGRESS: dict[str, Any] = {
     "seconds": 30.0,
     "train_flops": 2e9,
     "num_retries": 0,
+    "num_reused": 0,
 }
 
 

@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,10 +10,10 @@ from sqlalchemy.exc import IntegrityError
 
 from einlayers.theta import NAMED
 from search.studies.calibration import Calibration
-from service import migrate
+from service import migrate, trials
 from service.database import Database
 from service.models import ApiKey, Base, Delivery, IdempotencyKey, ParetoFront, Search, Study, StudyPart, Webhook
-from tests.rows import Rows, contents
+from tests.rows import SPEC, Rows, contents
 
 REVISIONS = [script.revision for script in ScriptDirectory.from_config(migrate.configuration("")).walk_revisions()]
 """Newest first."""
@@ -42,6 +43,9 @@ def _fill(rows: Rows) -> None:
     search_id = rows.search()
     rows.completed(search_id, NAMED["btt"], 1.0)
     rows.attempt(rows.trial(search_id, NAMED["monarch"]))
+    warm_id = rows.search(replace(SPEC, warm_start=(search_id,)))
+    with rows.database.write() as session:
+        trials.enqueue(session, warm_id, NAMED["btt"])
     with rows.database.write() as session:
         time = session.get_one(Search, search_id).created_at
         session.add(ApiKey(id="key", hash="0" * 64, owner="a", scopes=["read"], created_at=time))

@@ -1,9 +1,12 @@
 """Which proxies are the same: what was stored before an option came is what it was."""
 
+from itertools import product
+from typing import ClassVar
+
 import pytest
 
 from search.proxies.char_lm import CharLM
-from search.proxies.identity import digest
+from search.proxies.identity import differences, digest
 from search.proxies.registry import ProxySpec
 from search.proxies.regression import Regression
 
@@ -22,3 +25,21 @@ def test_are_those_of_before_there_were_options(proxy: ProxySpec, before: str) -
 
 def test_differ_by_an_option_that_is_asked_for() -> None:
     assert len({digest(Regression()), digest(Regression(outputs=8)), digest(Regression(base_depth=2))}) == 3
+
+
+class TestDifferences:
+    PROXIES: ClassVar[tuple[ProxySpec, ...]] = (
+        Regression(),
+        Regression(outputs=8),
+        Regression(outputs=8, base_depth=2),
+        Regression(train_flops=2e9, base_lr=1e-3),
+        CharLM(),
+    )
+
+    def test_are_none_exactly_where_the_digests_are_equal(self) -> None:
+        for one, other in product(self.PROXIES, self.PROXIES):
+            assert (not differences(one, other)) == (digest(one) == digest(other))
+
+    def test_say_what_each_has(self) -> None:
+        assert differences(self.PROXIES[0], self.PROXIES[2]) == {"outputs": (1, 8), "base_depth": (None, 2)}
+        assert differences(Regression(), CharLM())["kind"] == ("regression", "char_lm")

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from search.states import AttemptState, SearchState, TrialState
 from service import repositories
 from service.database import Database
-from service.models import Attempt, Event, Result, Search, Trial
+from service.models import Attempt, Event, Result, Search, Trial, WarmStart
 
 _ABOUT_TRIALS = ("trial.state", "trial.excluded", "trial.included")
 
@@ -26,6 +26,7 @@ def check(database: Database, search_id: str) -> None:
         _check_events(search, trials, events)
         _check_results(session, search, trials)
         _check_attempts(session, search, trials)
+        _check_reused(session, search, [trial for trial in trials if trial.reused_from is not None])
 
 
 def _check_search(search: Search, trials: Sequence[Trial]) -> None:
@@ -37,8 +38,10 @@ def _check_search(search: Search, trials: Sequence[Trial]) -> None:
         assert search.counts.get(state, 0) == sum(trial.state is state for trial in trials), state
     assert search.counts.get(TrialState.RUNNING, 0) <= search.spec.concurrency
     assert isclose(search.train_flops, sum(trial.train_flops for trial in trials))
+    reused = [trial for trial in trials if trial.reused_from is not None]
+    assert search.num_reused == len(reused)
     most = search.spec.budget.num_trials(search.spec.proxy.train_flops)
-    assert most is None or len(trials) <= most
+    assert most is None or len(trials) - len(reused) <= most
     assert search.best_loss == min((loss for loss in map(_loss, trials) if loss is not None), default=None)
     ended = [trial for trial in trials if trial.state.is_final]
     assert sorted(trial.finish_order for trial in ended if trial.finish_order is not None) == list(range(len(ended)))
@@ -98,8 +101,36 @@ def _check_attempts(session: Session, search: Search, trials: Sequence[Trial]) -
         assert len(running) == (trial.state is TrialState.RUNNING), trial.id
         assert running in ([], own[-1:])
         num_ended = sum(attempt.state is AttemptState.ENDED for attempt in own)
-        assert num_ended == 1 if trial.state is TrialState.COMPLETED else num_ended <= trial.state.is_final
+        if trial.reused_from is not None:
+            assert own == []
+        else:
+            assert num_ended == 1 if trial.state is TrialState.COMPLETED else num_ended <= trial.state.is_final
         assert all((attempt.finished_at is None) == (attempt in running) for attempt in own)
+
+
+def _check_reused(session: Session, search: Search, reused: Sequence[Trial]) -> None:
+    """What was taken over is the whole result of one training in a search that was there before, and each was once."""
+    assert len({trial.reused_from for trial in reused}) == len(reused)
+    starts = session.scalars(select(WarmStart).where(WarmStart.search_id == search.id)).all()
+    for trial in reused:
+        origin = repositories.trial_by_id(session, str(trial.reused_from))
+        assert origin.reused_from is None
+        assert (trial.train_flops, trial.state.is_final) == (0, True)
+        assert (trial.digest, trial.seed, trial.base_lr, trial.width) == (
+            origin.digest,
+            origin.seed,
+            origin.base_lr,
+            origin.width,
+        )
+        assert (trial.state, trial.loss, trial.seconds) == (origin.state, origin.loss, origin.seconds)
+        assert (trial.latency, trial.peak_memory) == (origin.latency, origin.peak_memory)
+        holders = [
+            session.scalars(
+                select(Trial).where(Trial.search_id == start.source_id, Trial.finish_order < start.num_finished)
+            ).all()
+            for start in starts
+        ]
+        assert any(trial.reused_from in (held.id, held.reused_from) for each in holders for held in each)
 
 
 def _loss(trial: Trial) -> float | None:

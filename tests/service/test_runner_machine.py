@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from einlayers.theta import NAMED
 from search.proxies.char_lm import FileCorpus
 from search.sampling import Random
-from search.spec import Budget, SearchSpec
+from search.spec import Budget, SearchSpec, Space
 from search.states import AttemptState, TrialState
 from search.trial import TrialSpec
 from service import leases, listings, repositories, searches, trials
@@ -37,6 +37,7 @@ from workers.pool import run_assignment
 from workers.workspace import Workspace
 
 PROXY = replace(TINY, corpus=FileCorpus(path="corpus.txt"))
+SEEDED = Space(seeds=("btt", "dense"))
 NUM_SLOTS = 3
 DAY = 86_400.0
 
@@ -161,6 +162,7 @@ _specs = st.builds(
     name=st.just("test"),
     budget=st.builds(Budget, max_trials=st.integers(1, 8), max_train_flops=st.sampled_from([None, 3e6])),
     proxy=st.sampled_from([PROXY, PROXY, PROXY, replace(PROXY, base_lr=1000.0)]),
+    space=st.sampled_from([Space(), SEEDED]),
     sampler=st.builds(Random, seed=st.integers(0, 3)),
     replicates=st.integers(1, 2),
     concurrency=st.integers(1, 3),
@@ -212,10 +214,18 @@ class RunnerMachine(RuleBasedStateMachine):
             self._ids.append(searches.submit(session, spec, self._workspace.corpora_dir).search.id)
 
     @precondition(lambda self: len(self._ids) < 3)
-    @rule(spec=_specs, turns=_turns)
-    def submit_another_one(self, spec: SearchSpec, turns: list[Turn]) -> None:
-        self.submit(spec)
+    @rule(spec=_specs, is_warm=st.sampled_from([True, True, False]), turns=_turns)
+    def submit_another_one(self, spec: SearchSpec, is_warm: bool, turns: list[Turn]) -> None:
+        """It may start from those before it."""
+        self.submit(self._warmed(spec) if is_warm else spec)
         self.go_on(turns)
+
+    def _warmed(self, spec: SearchSpec) -> SearchSpec:
+        """The same, on the proxy of the last one, from what has been found by then."""
+        self.go_on([Turn(which=number % 2, works=True, trouble=None) for number in range(4)])
+        proxy = self._search(self._ids[-1]).spec.proxy
+        alike = [search_id for search_id in self._ids if self._search(search_id).spec.proxy == proxy]
+        return replace(spec, proxy=proxy, space=SEEDED, warm_start=tuple(alike))
 
     @rule(turns=_turns)
     def go_on(self, turns: list[Turn]) -> None:
@@ -318,12 +328,13 @@ class RunnerMachine(RuleBasedStateMachine):
             search = repositories.search_by_id(session, search_id)
             found = listings.trials(session, search_id, PageRequest(size=500), EVERYTHING).items
         if search.reason in (Reason.BUDGET_TRIALS, Reason.BUDGET_TRAIN_FLOPS):
-            assert len(found) == search.spec.budget.num_trials(search.spec.proxy.train_flops)
+            num_trained = sum(trial.reused_from is None for trial in found)
+            assert num_trained == search.spec.budget.num_trials(search.spec.proxy.train_flops)
             assert {trial.state for trial in found} <= {TrialState.COMPLETED, TrialState.INFEASIBLE}
         else:
             assert search.reason is Reason.USER, search.reason
         for trial in found:
-            if trial.state is TrialState.COMPLETED and len(trial.attempts) > 1:
+            if trial.state is TrialState.COMPLETED and (len(trial.attempts) > 1 or trial.reused_from):
                 assert trial.loss == self._loss_of(search, trial)
 
     def _loss_of(self, search: Search, trial: Trial) -> float | None:
