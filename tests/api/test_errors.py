@@ -120,7 +120,7 @@ SEARCHES = [
     _case("/space/constraints/params_max", 1, "expected bounds that some structure keeps", "/space/constraints"),
     _case("/space/constraints/padding_max", 1.5, "expected a number from 0 to 1, got 1.5"),
     _case("/space/axes", {"zeta": 0.5}, "Unexpected keyword argument, got 0.5", "/space/axes/zeta"),
-    *(_case("/space/axes/gamma", value, "Input should be an object, got ") for value in NO_AXES),
+    *(_case("/space/axes/gamma", value, "an instance of Bounds, got ") for value in NO_AXES),
     _case("/space/axes", {"gamma": {"min": -1}}, "expected a number from 0 to 1, got -1", "/space/axes/gamma/min"),
     _case("/space/axes", {"gamma": {"min": 0.5, "max": 0.2}}, "expected at least min", "/space/axes/gamma/max"),
     _case("/space/axes", {"alpha": 0.75, "beta": 0.5}, "bounds of beta that meet 0 to 0.25, which is what full with"),
