@@ -73,6 +73,18 @@ def layer_cost(theta: Theta | str, d_in: int, d_out: int, policy: Policy = "exac
     return cost(resolve(theta, d_in, d_out, policy))
 
 
+def padded_macs(theta: Theta | str, d_in: int, d_out: int, policy: Policy = "exact") -> int:
+    """The MACs of ``layer_cost`` that multiply padded inputs, which are 0, or add to outputs that are cropped."""
+    if Theta.parse(theta).is_dense:
+        return 0
+    dims = resolve(theta, d_in, d_out, policy)
+    if cost(dims).order == "A_first":
+        by_input, by_output = dims.phi * dims.delta * dims.rho, dims.rho * dims.gamma * dims.beta
+    else:
+        by_input, by_output = dims.phi * dims.epsilon * dims.rho, dims.rho * dims.gamma * dims.alpha
+    return by_input * max(0, dims.inputs - d_in) + by_output * max(0, dims.outputs - d_out)
+
+
 def ideal_macs(theta: Theta, d_in: int, d_out: int) -> float:
     """The MACs of the layer if axes could have any size: what ``layer_cost`` is about, at a hundredth of the work."""
     if theta.is_dense:

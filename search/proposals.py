@@ -20,7 +20,7 @@ from search.proxies.registry import ProxySpec
 from search.racing import Entrant, last_replicate, next_replicate
 from search.samplers.base import Observation, Sampler
 from search.sampling import Grid
-from search.space import SUBSPACES, Unit
+from search.space import Unit
 from search.spec import SearchSpec, metrics
 from search.states import TrialState
 from search.structure import Structure, structure_of
@@ -111,22 +111,25 @@ def check_space(spec: SearchSpec) -> None:
     """See whether there is anything to try, seeds aside, as the first proposal would look for it.
 
     Raises:
-        FieldError: no structure of the space keeps the constraints.
+        FieldError: no structure of the space keeps the constraints, or no design of the grid lies in it.
     """
-    constraints = spec.space.constraints
-    if isinstance(spec.sampler, Plan) or not constraints.bounds:
+    space, constraints = spec.space, spec.space.constraints
+    if isinstance(spec.sampler, Plan) or not (constraints.bounds or isinstance(spec.sampler, Grid)):
         return
     refused = []
     for theta in _possible(spec, 0):
         structure = structure_of(theta, spec.proxy)
-        if constraints.allow(structure.taxonomy, structure.cost):
+        if constraints.allow(structure):
             return
-        refused.append(metrics(structure.taxonomy, structure.cost))
+        refused.append(metrics(structure))
+    if not refused:
+        name, asked = ("axes", dict(space.axes.intervals)) if space.axes.intervals else ("ties", space.ties)
+        raise FieldError(name, expected=f"what some design of the grid keeps; in {space.subspace} none does", got=asked)
     spans = ", ".join(
         f"{metric} from {min(each[metric] for each in refused):.6g} to {max(each[metric] for each in refused):.6g}"
         for metric in constraints.bounds
     )
-    expected = f"bounds that some structure keeps; of {len(refused)} in {spec.space.subspace}, none does, with {spans}"
+    expected = f"bounds that some structure keeps; of {len(refused)} in {space.subspace}, none does, with {spans}"
     given = {name: bound for name, bound in asdict(constraints).items() if bound is not None}
     raise FieldError("constraints", expected=expected, got=given)
 
@@ -261,7 +264,7 @@ def _next_structure(
             return structure
     for theta in _candidates(spec, history, make_sampler, inherited):
         structure = structure_of(theta, spec.proxy)
-        if structure.digest not in known and spec.space.constraints.allow(structure.taxonomy, structure.cost):
+        if structure.digest not in known and spec.space.constraints.allow(structure):
             return structure
     return None
 
@@ -270,23 +273,24 @@ def _candidates(
     spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler, inherited: Sequence[Inherited]
 ) -> Iterator[Theta]:
     """Structures to try for one proposal, in order: the sampler's, and those that anything could propose."""
-    if not isinstance(spec.sampler, Grid):
-        subspace = SUBSPACES[spec.space.subspace]
+    region = spec.space.region
+    # Of a single structure there is nothing to sample.
+    if not isinstance(spec.sampler, Grid) and region.num_coordinates:
         sampler = make_sampler()
         observed, pending = _seen(spec, [*inherited, *history]) if sampler.learns else ([], [])
-        asked = sampler.ask(observed, pending, subspace.num_coordinates, _proposal_seed(spec, len(history)))
-        yield from map(subspace.to_theta, islice(asked, _SAMPLER_TRIES))
+        asked = sampler.ask(observed, pending, region.num_coordinates, _proposal_seed(spec, len(history)))
+        yield from map(region.to_theta, islice(asked, _SAMPLER_TRIES))
     yield from _possible(spec, len(history))
 
 
 def _possible(spec: SearchSpec, number: int) -> Iterator[Theta]:
     """What proposal ``number`` can be when the sampler has nothing new: structures of its list, or of the whole space."""
-    subspace = SUBSPACES[spec.space.subspace]
+    region = spec.space.region
     if isinstance(spec.sampler, Grid):
-        yield from (theta for theta in GRIDS[spec.sampler.designs] if subspace.to_unit(theta) is not None)
+        yield from (theta for theta in GRIDS[spec.sampler.designs] if region.to_unit(theta) is not None)
     else:
-        even = _even_points(subspace.num_coordinates, _proposal_seed(spec, number))
-        yield from map(subspace.to_theta, islice(even, _EVEN_TRIES))
+        even = _even_points(region.num_coordinates, _proposal_seed(spec, number))
+        yield from map(region.to_theta, islice(even, _EVEN_TRIES if region.num_coordinates else 1))
 
 
 def _proposal_seed(spec: SearchSpec, number: int) -> int:
@@ -308,9 +312,9 @@ def _even_points(num_coordinates: int, seed: int) -> Iterator[Unit]:
 
 
 def _seen(spec: SearchSpec, history: Sequence[PastTrial]) -> tuple[list[Observation], list[Unit]]:
-    """The history in the sampler's coordinates, without designs from outside of the subspace."""
-    subspace = SUBSPACES[spec.space.subspace]
-    placed = [(past, subspace.to_unit(past.theta)) for past in history]
+    """The history in the sampler's coordinates, without designs from outside of the region."""
+    region = spec.space.region
+    placed = [(past, region.to_unit(past.theta)) for past in history]
     observed = [
         _observation(past, unit, spec.other_metrics)
         for past, unit in placed

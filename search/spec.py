@@ -7,19 +7,18 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from einlayers.errors import FieldError
-from einlayers.taxonomy import Taxonomy
 from einlayers.theta import NAMED
+from search.axes import TIES, Axes, SubspaceName, TieName, region_of
 from search.checks import Number, Whole, check_number, check_whole
 from search.plan import Plan
 from search.proxies.char_lm import CharLM
 from search.proxies.registry import ProxySpec
-from search.proxies.shapes import ModelCost
 from search.racing import Racing
 from search.sampling import CmaEs, RayTune, SamplerSpec, Tpe
-from search.space import SUBSPACES
+from search.space import SUBSPACES, Region
 from search.stopping import Convergence, NoPruner, PrunerSpec
+from search.structure import Structure
 
-SubspaceName = Literal["full", "btt", "full-rank-btt", "low-rank", "kronecker", "tensor-train", "monarch"]
 ObjectiveName = Literal["loss", "params", "macs", "latency", "peak_memory"]
 MEASURED: frozenset[ObjectiveName] = frozenset({"latency", "peak_memory"})
 """What is known of a structure only once a step of it was measured, on the device that trains it."""
@@ -33,6 +32,9 @@ MAX_SOURCES = 16
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraints:
     """Bounds that a proposed structure must keep, checked before any training; the seeds are exempt.
+
+    ``padding``: the share of the MACs of the replaceable layers that goes into features that they do not have, since the
+    integer axes of a structure need not multiply to the width of a layer (``ProxySettings.padding``).
 
     Raises:
         FieldError: a bound is not a finite number in its range, or a lower bound exceeds its upper bound.
@@ -48,12 +50,13 @@ class Constraints:
     params_max: Number | None = None
     macs_min: Number | None = None
     macs_max: Number | None = None
+    padding_max: Number | None = None
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         for metric, limit in _METRICS.items():
-            low, high = getattr(self, f"{metric}_min"), getattr(self, f"{metric}_max")
+            low, high = self._given(metric)
             for name, bound in ((f"{metric}_min", low), (f"{metric}_max", high)):
                 if bound is not None:
                     check_number(name, bound, 0, limit)
@@ -65,37 +68,51 @@ class Constraints:
         """The least and the greatest value of every metric that is bounded."""
         found = {}
         for metric in _METRICS:
-            low, high = getattr(self, f"{metric}_min"), getattr(self, f"{metric}_max")
+            low, high = self._given(metric)
             if low is not None or high is not None:
                 found[metric] = (-math.inf if low is None else low, math.inf if high is None else high)
         return found
 
-    def allow(self, taxonomy: Taxonomy, cost: ModelCost) -> bool:
-        """Whether a structure with these coordinates and this cost keeps every bound."""
-        values = metrics(taxonomy, cost)
+    def allow(self, structure: Structure) -> bool:
+        """Whether a structure keeps every bound."""
+        values = metrics(structure)
         return all(low <= values[metric] <= high for metric, (low, high) in self.bounds.items())
 
+    def _given(self, metric: str) -> tuple[float | None, float | None]:
+        # Nobody wants padding: there is no least.
+        return getattr(self, f"{metric}_min", None), getattr(self, f"{metric}_max")
 
-_METRICS: Mapping[str, float] = {"omega": 2.0, "psi": 1.0, "nu": 2.0, "params": 1e15, "macs": 1e15}
+
+_METRICS: Mapping[str, float] = {"omega": 2.0, "psi": 1.0, "nu": 2.0, "params": 1e15, "macs": 1e15, "padding": 1.0}
 """What a structure can be bounded in, and what no bound may exceed."""
 
 
-def metrics(taxonomy: Taxonomy, cost: ModelCost) -> Mapping[str, float]:
+def metrics(structure: Structure) -> Mapping[str, float]:
     """What constraints bound, of a structure."""
     return {
-        "omega": taxonomy.omega,
-        "psi": taxonomy.psi,
-        "nu": taxonomy.nu,
-        "params": cost.params,
-        "macs": cost.macs,
+        "omega": structure.taxonomy.omega,
+        "psi": structure.taxonomy.psi,
+        "nu": structure.taxonomy.nu,
+        "params": structure.cost.params,
+        "macs": structure.cost.macs,
+        "padding": structure.padding,
     }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """Where to look: a subspace, bounds within it, and known designs to try first."""
+    """Where to look: a subspace, what is asked of its axes, bounds of what follows from them, known designs to try first.
+
+    ``axes`` and ``ties`` hold for the canonical form of every proposed theta, which is the one that is stored; nothing is
+    asked of the seeds.
+
+    Raises:
+        FieldError: a name is unknown or there twice, or no theta of the subspace keeps ``axes`` and ``ties``.
+    """
 
     subspace: SubspaceName = "full"
+    axes: Axes = field(default_factory=Axes)
+    ties: tuple[TieName, ...] = ()
     constraints: Constraints = field(default_factory=Constraints)
     seeds: tuple[SeedName, ...] = ()
 
@@ -109,6 +126,17 @@ class Space:
                 raise FieldError("seeds", expected=f"names from {', '.join(NAMED)}", got=name)
         if len(set(self.seeds)) < len(self.seeds):
             raise FieldError("seeds", expected="every design once", got=self.seeds)
+        for tie in self.ties:
+            if tie not in TIES:
+                raise FieldError("ties", expected=f"pairs from {', '.join(TIES)}", got=tie)
+        if len(set(self.ties)) < len(self.ties):
+            raise FieldError("ties", expected="every pair once", got=self.ties)
+        region_of(self.subspace, self.axes, self.ties)
+
+    @property
+    def region(self) -> Region:
+        """The thetas that the subspace, the axes and the ties leave."""
+        return region_of(self.subspace, self.axes, self.ties)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ class Structure:
     taxonomy: Taxonomy
     width: int
     cost: ModelCost
+    padding: float
     digest: str
 
 
@@ -31,6 +32,7 @@ def structure_of(theta: Theta, proxy: ProxySpec) -> Structure:
         taxonomy=taxonomy(theta),
         width=width,
         cost=proxy.cost(theta, width),
+        padding=proxy.padding(theta, width),
         digest=_digest(theta, proxy, width),
     )
 

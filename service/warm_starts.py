@@ -12,7 +12,6 @@ from sqlalchemy.orm import Session
 
 from einlayers.errors import FieldError
 from search.proposals import Inherited
-from search.space import SUBSPACES
 from search.spec import SearchSpec
 from search.states import TrialState
 from search.warm_start import check_source
@@ -58,10 +57,10 @@ def record(session: Session, search: Search, sources: Sequence[Search]) -> None:
     ]
     session.add_all(rows)
     session.flush()
-    subspace = SUBSPACES[search.spec.space.subspace]
+    region = search.spec.space.region
     for (number, _), result in _distinct(_read(session, search.id)).items():
         rows[number].num_results += 1
-        rows[number].num_in_space += subspace.to_unit(result.theta) is not None
+        rows[number].num_in_space += region.to_unit(result.theta) is not None
 
 
 def of(session: Session, search_ids: Collection[str]) -> Mapping[str, Sequence[WarmStart]]:

@@ -17,7 +17,7 @@ from pydantic import ConfigDict
 from einlayers.dims import MAX_WIDTH
 from einlayers.errors import FieldError
 from einlayers.scaling import branch_scale
-from einlayers.taxonomy import ideal_macs, layer_cost
+from einlayers.taxonomy import ideal_macs, layer_cost, padded_macs
 from einlayers.theta import NAMED, Theta
 from search.checks import Flag, Number, Whole, check_number, check_whole
 from search.proxies.shapes import LayerShape, Mixture, ModelCost
@@ -148,6 +148,15 @@ class ProxySettings(ABC):
             return ModelCost(params=0, macs=round(ideal_macs(theta, layer.d_in, layer.d_out)))
 
         return self._cost(width, one).macs
+
+    def padding(self, theta: Theta, width: int) -> float:
+        """The share of the MACs of the replaceable layers that goes into padding: see ``padded_macs``."""
+
+        def padded(layer: LayerShape) -> ModelCost:
+            return ModelCost(params=0, macs=padded_macs(theta, layer.d_in, layer.d_out))
+
+        others = self._cost(width, lambda _: ModelCost(params=0, macs=0)).macs
+        return (self._cost(width, padded).macs - others) / (self.cost(theta, width).macs - others)
 
     def _cost(self, width: int, one: Callable[[LayerShape], ModelCost]) -> ModelCost:
         """That of the model whose layers, or their experts, cost ``one`` each."""

@@ -53,7 +53,11 @@ NO_NUMBERS_AT_ALL: tuple[Any, ...] = ("many", "", None, [], {})
 NO_TEXTS: tuple[Any, ...] = (None, 5, True, [], {})
 NO_OBJECTS: tuple[Any, ...] = (None, 0, "tpe", [], True, [{}])
 COUNTS = ("/budget/max_trials", "/replicates", "/concurrency", "/proxy/depth", "/proxy/num_heads", "/proxy/context")
-OBJECTS = ("/proxy", "/space", "/space/constraints", "/sampler", "/pruner", "/budget", "/resources", "/proxy/corpus")
+NO_AXES: tuple[Any, ...] = ("x", True, [])
+OBJECTS = (
+    *("/proxy", "/space", "/space/axes", "/space/constraints", "/sampler", "/pruner", "/budget", "/resources"),
+    "/proxy/corpus",
+)
 HUB = {"kind": "hugging_face", "name": "someone/texts"}
 CIFAR10 = {"kind": "cifar10", "path": "missing"}
 CIFAR5M = {"kind": "cifar5m", "path": "many", "parts": 1}
@@ -117,6 +121,14 @@ SEARCHES = [
     _case("/space/constraints/params_min", 1e16, "expected a number from 0 to 1e+15, got 1e+16"),
     _case("/space/constraints/omega_min", 0.75, "expected at least omega_min", "/space/constraints/omega_max"),
     _case("/space/constraints/params_max", 1, "expected bounds that some structure keeps", "/space/constraints"),
+    _case("/space/constraints/padding_max", 1.5, "expected a number from 0 to 1, got 1.5"),
+    _case("/space/axes", {"zeta": 0.5}, "Unexpected keyword argument, got 0.5", "/space/axes/zeta"),
+    *(_case("/space/axes/gamma", value, "an instance of Bounds, got ") for value in NO_AXES),
+    _case("/space/axes", {"gamma": {"min": -1}}, "expected a number from 0 to 1, got -1", "/space/axes/gamma/min"),
+    _case("/space/axes", {"gamma": {"min": 0.5, "max": 0.2}}, "expected at least min", "/space/axes/gamma/max"),
+    _case("/space/axes", {"alpha": 0.75, "beta": 0.5}, "bounds of beta that meet 0 to 0.25, which is what full with"),
+    _case("/space/ties", ["alpha=beta"], "'alpha=epsilon', got 'alpha=beta'", "/space/ties/0"),
+    _case("/space/ties", ["gamma=phi", "gamma=phi"], "expected every pair once"),
     _case("/objectives", [], "expected the loss first, and every metric once, got []"),
     _case("/objectives", [{}, {}], "expected the loss first, and every metric once, got ['loss', 'loss']"),
     _case("/objectives", [{"metric": "latency"}], "expected the loss first, and every metric once, got ['latency']"),

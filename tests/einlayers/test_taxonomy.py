@@ -1,11 +1,12 @@
 import math
 from fractions import Fraction
+from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 
-from einlayers.dims import Dims, resolve
-from einlayers.taxonomy import Family, classify, cost, ideal_macs, layer_cost, rank_bound, taxonomy
+from einlayers.dims import Dims, Policy, resolve
+from einlayers.taxonomy import Family, classify, cost, ideal_macs, layer_cost, padded_macs, rank_bound, taxonomy
 from einlayers.theta import NAMED, Theta
 from tests import golden, strategies
 
@@ -150,6 +151,23 @@ class TestLayerCost:
             assert layer_cost(NAMED[name], 96, 384, policy) == cost(resolve(NAMED[name], 96, 384, policy))
 
 
+class TestPaddedMacs:
+    @given(theta=strategies.thetas(), d_in=strategies.widths(20), d_out=strategies.widths(20))
+    @example(theta=NAMED["btt"], d_in=11, d_out=13)
+    @example(theta=NAMED["tensor-train"].swapped(), d_in=17, d_out=19)
+    def test_are_those_that_read_padding_or_make_what_is_cropped(self, theta: Theta, d_in: int, d_out: int) -> None:
+        policies: tuple[Policy, ...] = ("exact", "round")
+        for policy in policies:
+            if theta.is_dense:
+                assert padded_macs(theta, d_in, d_out, policy) == 0
+            else:
+                assert padded_macs(theta, d_in, d_out, policy) == _padded(resolve(theta, d_in, d_out, policy))
+
+    def test_are_none_where_the_axes_fit(self) -> None:
+        assert padded_macs("btt", 16, 64) == 0
+        assert padded_macs("btt", 997, 997) > 0
+
+
 class TestIdealMacs:
     @pytest.mark.parametrize("theta", NAMED.values(), ids=NAMED)
     @pytest.mark.parametrize(("d_in", "d_out"), [(256, 256), (256, 65_536), (65_536, 256)])
@@ -193,6 +211,21 @@ def _macs(dims: Dims, order: str) -> int:
     sizes = dict(zip("abgdefr", dims.axes, strict=True))
     steps = {"A_first": ("gbafdr", "fdrgbe"), "B_first": ("gbafer", "fergad")}[order]
     return sum(math.prod(sizes[index] for index in step) for step in steps)
+
+
+def _padded(dims: Dims) -> int:
+    """One by one, in the cheaper order: the multiplications of an input, or for an output, that the layer does not have."""
+    sizes = dict(zip("abgdefr", dims.axes, strict=True))
+    first, second = ("gbafdr", "fdrgbe") if _macs(dims, "A_first") <= _macs(dims, "B_first") else ("gbafer", "fergad")
+    found = 0
+    for step, feature, width in ((first, "gba", dims.d_in), (second, "fed", dims.d_out)):
+        for indices in product(*(range(sizes[name]) for name in step)):
+            at = dict(zip(step, indices, strict=True))
+            number = 0
+            for name in feature:
+                number = number * sizes[name] + at[name]
+            found += number >= width
+    return found
 
 
 def _exponent_within_a_factor_of_two(count: int, d: int, exponent: float) -> bool:

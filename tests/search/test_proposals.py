@@ -7,6 +7,7 @@ import pytest
 
 from einlayers.errors import FieldError
 from einlayers.theta import NAMED, Theta
+from search.axes import Axes, Bounds, SubspaceName
 from search.designs import GRIDS, PAPERS_GRID, GridName
 from search.plan import Plan, Run
 from search.proposals import PastTrial, Proposal, check_space, derive_seed, propose
@@ -14,9 +15,9 @@ from search.proxies.char_lm import CharLM
 from search.racing import Racing
 from search.samplers.base import Observation
 from search.samplers.registry import make_sampler
-from search.sampling import CmaEs, Grid, Qmc, Random, SamplerSpec, Tpe
+from search.sampling import CmaEs, Gp, Grid, NsgaII, Qmc, Random, RayTune, SamplerSpec, Tpe
 from search.space import SUBSPACES, Unit
-from search.spec import Budget, Constraints, Objective, ObjectiveName, SearchSpec, Space, SubspaceName
+from search.spec import Budget, Constraints, Objective, ObjectiveName, SearchSpec, Space
 from search.states import TrialState
 from search.structure import structure_of
 
@@ -168,6 +169,14 @@ class TestCheckOfTheSpace:
         with pytest.raises(FieldError, match="none does, with omega from 0 to 0, psi from 1 to 1, got"):
             check_space(_spec(space))
 
+    def test_refuses_a_grid_of_which_no_design_keeps_the_axes(self) -> None:
+        space = Space(axes=Axes(gamma=Bounds(min=0.9, max=0.95)))
+        with pytest.raises(
+            FieldError, match="axes: expected what some design of the grid keeps; in full none does, got"
+        ):
+            check_space(_spec(space, Grid()))
+        check_space(_spec(space))
+
     def test_leaves_plans_alone(self) -> None:
         space = Space(constraints=Constraints(params_max=1))
         check_space(_spec(space, Plan(runs=(Run(theta=NAMED["btt"]),))))
@@ -224,13 +233,14 @@ class TestConstraints:
             Constraints(nu_max=0.75, omega_max=0.25),
             Constraints(params_max=2000),
             Constraints(macs_min=1600, macs_max=1700),
+            Constraints(padding_max=0),
         ],
-        ids=["full rank", "cheap", "small", "equal compute"],
+        ids=["full rank", "cheap", "small", "equal compute", "nothing padded"],
     )
     def test_are_kept_by_every_proposal(self, constraints: Constraints, sampler: SamplerSpec) -> None:
         proposals = _search(_spec(Space(constraints=constraints), sampler), 12)
         assert len(proposals) == 12
-        assert all(constraints.allow(proposal.structure.taxonomy, proposal.structure.cost) for proposal in proposals)
+        assert all(constraints.allow(proposal.structure) for proposal in proposals)
 
     @samplers
     @pytest.mark.parametrize("subspace", SUBSPACES)
@@ -238,6 +248,30 @@ class TestConstraints:
         space = Space(subspace=subspace)  # type: ignore[arg-type]  # a name of the registry
         proposals = _search(_spec(space, sampler), 15)
         assert all(SUBSPACES[subspace].to_unit(proposal.structure.theta) is not None for proposal in proposals)
+
+
+class TestAxes:
+    @samplers
+    def test_are_kept_by_every_proposal(self, sampler: SamplerSpec) -> None:
+        space = Space(axes=Axes(gamma=Bounds(min=0.25, max=0.5), rho=Bounds(min=0.25, max=0.25)), ties=("beta=delta",))
+        proposals = _search(_spec(space, sampler), 12)
+        assert len(proposals) == 12
+        for theta in (proposal.structure.theta for proposal in proposals):
+            assert 0.25 - 1e-9 <= theta.gamma <= 0.5 + 1e-9
+            assert theta.rho == pytest.approx(0.25)
+            assert theta.beta == pytest.approx(theta.delta)
+
+    @pytest.mark.parametrize(
+        "sampler",
+        [Tpe(), Gp(), CmaEs(), NsgaII(), Qmc(), Random(), RayTune(), RayTune(searcher="optuna")],
+        ids=lambda sampler: sampler.kind,
+    )
+    def test_that_leave_one_structure_give_this_one_and_end(self, sampler: SamplerSpec) -> None:
+        fixed = Bounds(min=0.25, max=0.25)
+        space = Space(subspace="btt", axes=Axes(gamma=fixed, rho=fixed), ties=("gamma=phi",))
+        proposals = _search(_spec(space, sampler, replicates=2), 9)
+        assert [proposal.replicate for proposal in proposals] == [0, 1]
+        assert proposals[0].structure.theta.exponents == pytest.approx((0.75, 0, 0.25, 0, 0.75, 0.25, 0.25))
 
 
 class TestReplicates:

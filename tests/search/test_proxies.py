@@ -9,6 +9,7 @@ from torch import nn
 
 from einlayers.dims import MAX_WIDTH, resolve
 from einlayers.errors import FieldError
+from einlayers.taxonomy import layer_cost, padded_macs
 from einlayers.theta import NAMED, Theta
 from search.proxies.char_lm import CHAR_VOCABULARY, CharLM
 from search.proxies.image_vit import ImageViT
@@ -118,6 +119,29 @@ class TestCost:
         linears = proxy.depth * (4 * 32 * 32 + 2 * 32 * 128)
         assert proxy.cost(NAMED["dense"], 32).macs == linears + scores_and_values + 96 * 32
         assert proxy.fixed_cost(32).macs == scores_and_values + 96 * 32
+
+
+class TestPadding:
+    @pytest.mark.parametrize("name", NAMED)
+    def test_is_none_where_the_axes_multiply_to_the_widths(self, name: str) -> None:
+        assert CharLM(num_heads=1).padding(NAMED[name], 16) == 0
+
+    def test_is_the_share_of_what_the_replaceable_layers_compute(self) -> None:
+        proxy, theta = CharLM(num_heads=1, depth=3, context=100), Theta.parse("(1/3|1/3|1/3|1/3|1/3|1/3|0)")
+        padded = whole = 0
+        for d_in, d_out, count in ((37, 37, 4), (37, 148, 1), (148, 37, 1)):
+            padded += count * padded_macs(theta, d_in, d_out)
+            whole += count * layer_cost(theta, d_in, d_out).macs
+        assert 0.05 < padded / whole < 0.95
+        assert proxy.padding(theta, 37) == pytest.approx(padded / whole, rel=1e-12)
+
+    def test_counts_every_expert_that_is_computed(self) -> None:
+        theta, layers = NAMED["btt"], ((37, 37, 4), (37, 148, 3), (148, 37, 3))
+        proxy = CharLM(num_heads=1, mixture=Mixture(of="feed_forward", num_experts=5, top_k=3))
+        padded = sum(count * padded_macs(theta, d_in, d_out) for d_in, d_out, count in layers)
+        whole = sum(count * layer_cost(theta, d_in, d_out).macs for d_in, d_out, count in layers)
+        assert proxy.padding(theta, 37) == pytest.approx(padded / whole, rel=1e-12)
+        assert proxy.padding(theta, 37) != pytest.approx(proxy.plain.padding(theta, 37), rel=1e-3)
 
 
 class TestMatchedWidth:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from einlayers.taxonomy import classify, taxonomy
 from einlayers.theta import NAMED, Theta
-from search.space import FACE, SUBSPACES, Subspace, Unit
+from search.space import FACE, SUBSPACES, Region, Unit
 from tests import strategies
 
 ROUND_TRIP = 1.1e-9
@@ -27,6 +27,52 @@ FAMILIES = {
 units = st.tuples(*[st.floats(0, 1, allow_subnormal=False)] * 5)
 """Points of a cube with as many coordinates as any subspace has; each takes the first that it needs."""
 
+GOLDEN: dict[str, list[tuple[Unit, tuple[float, ...]]]] = {
+    "full": [
+        ((0.4, 0.66, 0.71, 0.05, 0.3), (0.534375, 0.215625, 0.25, 0.0, 0.3625, 0.6375, 0.0453125)),
+        ((0.7, 0.8, 0.61, 0.68, 0.09), (0.140625, 0.234375, 0.625, 0.0975, 0.39, 0.5125, 0.0)),
+        ((0.35, 0.99, 0.41, 0.98, 0.3), (0.401171875, 0.411328125, 0.1875, 0.0, 0.7375, 0.2625, 0.0501464844)),
+        ((0.49, 0.66, 0.06, 0.67, 0.23), (0.45421875, 0.18328125, 0.3625, 0.783333333, 0.216666667, 0.0, 0.008125)),
+    ],
+    "btt": [
+        ((0.9, 0.51, 0.12), (0.125, 0.0, 0.875, 0.0, 0.6125, 0.3875, 0.0)),
+        ((0.46, 0.25, 0.95), (0.675, 0.0, 0.325, 0.0, 0.9375, 0.0625, 0.6328125)),
+        ((0.28, 0.96, 0.74), (0.9, 0.0, 0.1, 0.0, 0.05, 0.95, 0.03375)),
+        ((0.64, 0.32, 0.28), (0.45, 0.0, 0.55, 0.0, 0.85, 0.15, 0.045)),
+    ],
+    "full-rank-btt": [
+        ((0.6, 0.84, 0.92), (0.5, 0.0, 0.5, 0.0, 0.2, 0.8, 0.18)),
+        ((0.78, 0.79, 0.96), (0.275, 0.0, 0.725, 0.0, 0.2625, 0.7375, 0.249375)),
+        ((0.78, 0.39, 0.51), (0.275, 0.0, 0.725, 0.0, 0.7625, 0.2375, 0.12953125)),
+        ((0.17, 0.11, 0.21), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0)),
+    ],
+    "low-rank": [
+        ((0.09,), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0)),
+        ((0.11,), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0)),
+        ((0.17,), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0)),
+        ((0.32,), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.15)),
+    ],
+    "kronecker": [
+        ((0.62, 0.72), (0.2625, 0.7375, 0.0, 0.133333333, 0.866666667, 0.0, 0.0)),
+        ((0.23, 0.55), (0.98125, 0.01875, 0.0, 0.583333333, 0.416666667, 0.0, 0.0)),
+        ((0.84, 0.89), (0.4, 0.6, 0.0, 0.0, 1.0, 0.0, 0.0)),
+        ((0.71, 0.35), (0.68125, 0.31875, 0.0, 0.25, 0.75, 0.0, 0.0)),
+    ],
+    "tensor-train": [
+        ((0.07, 0.5, 0.58), (1.0, 0.0, 0.0, 0.5, 0.5, 0.0, 0.2375)),
+        ((0.23, 0.8, 0.83), (0.01875, 0.98125, 0.0, 0.0, 1.0, 0.0, 0.014765625)),
+        ((0.99, 0.72, 0.24), (0.49375, 0.50625, 0.0, 0.133333333, 0.866666667, 0.0, 0.0246875)),
+        ((0.79, 0.54, 0.08), (0.63125, 0.36875, 0.0, 0.566666667, 0.433333333, 0.0, 0.0)),
+    ],
+    "monarch": [
+        ((0.07,), (0.965, 0.0, 0.035, 0.0, 0.965, 0.035, 0.93)),
+        ((0.16,), (0.92, 0.0, 0.08, 0.0, 0.92, 0.08, 0.84)),
+        ((0.2,), (0.9, 0.0, 0.1, 0.0, 0.9, 0.1, 0.8)),
+        ((0.46,), (0.77, 0.0, 0.23, 0.0, 0.77, 0.23, 0.54)),
+    ],
+}
+"""Thetas of the time before regions had bounds."""
+
 named = pytest.mark.parametrize("name", NAMES)
 
 
@@ -37,7 +83,7 @@ def drawn() -> list[Theta]:
 
 
 @pytest.fixture
-def subspace(name: str) -> Subspace:
+def subspace(name: str) -> Region:
     return SUBSPACES[name]
 
 
@@ -63,11 +109,11 @@ class TestToTheta:
         if name in FAMILIES:
             assert classify(_theta(name, unit)) in FAMILIES[name]
 
-    def test_takes_every_corner_of_the_cube(self, name: str, subspace: Subspace) -> None:
+    def test_takes_every_corner_of_the_cube(self, name: str, subspace: Region) -> None:
         for corner in product((0.0, 1.0), repeat=subspace.num_coordinates):
             subspace.to_theta(corner)
 
-    def test_has_no_redundant_direction(self, name: str, subspace: Subspace) -> None:
+    def test_has_no_redundant_direction(self, name: str, subspace: Region) -> None:
         center = (0.6,) * subspace.num_coordinates
         for axis in range(subspace.num_coordinates):
             moved = tuple(0.7 if i == axis else coordinate for i, coordinate in enumerate(center))
@@ -103,6 +149,16 @@ class TestRoundTrip:
         assert SUBSPACES[name].to_unit(theta.swapped()) == SUBSPACES[name].to_unit(theta)
 
 
+class TestGolden:
+    """What the named subspaces were when they had no bounds but faces."""
+
+    @pytest.mark.parametrize(
+        ("name", "unit", "exponents"), [(name, *row) for name, rows in GOLDEN.items() for row in rows]
+    )
+    def test_thetas_are_what_they_were(self, name: str, unit: Unit, exponents: tuple[float, ...]) -> None:
+        assert SUBSPACES[name].to_theta(unit).exponents == pytest.approx(exponents, abs=1e-9)
+
+
 class TestToUnit:
     @pytest.mark.parametrize(
         ("name", "inside"),
@@ -120,7 +176,7 @@ class TestToUnit:
         assert {known for known, theta in NAMED.items() if SUBSPACES[name].to_unit(theta) is not None} == inside
 
     @named
-    def test_comes_back_to_the_known_designs(self, name: str, subspace: Subspace) -> None:
+    def test_comes_back_to_the_known_designs(self, name: str, subspace: Region) -> None:
         for theta in NAMED.values():
             unit = subspace.to_unit(theta)
             assert unit is None or _distance(subspace.to_theta(unit), theta) < ROUND_TRIP

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -7,13 +8,16 @@ from pydantic import TypeAdapter, ValidationError
 from einlayers.errors import FieldError
 from einlayers.taxonomy import Taxonomy
 from einlayers.theta import NAMED
+from search.axes import Axes, Bounds
 from search.plan import Plan, Run
 from search.proxies.char_lm import CharLM, FileCorpus
 from search.proxies.shapes import ModelCost
 from search.racing import Racing
 from search.sampling import CmaEs, Gp, Grid, NsgaII, Qmc, Random, RayTune, SamplerSpec, Tpe
+from search.space import SUBSPACES
 from search.spec import Budget, Constraints, Objective, ObjectiveName, Resources, SearchSpec, Space
 from search.stopping import Convergence, Hyperband, MedianRule, NoPruner, PrunerSpec, SuccessiveHalving
+from search.structure import Structure, structure_of
 
 NO_WHOLE_NUMBER = (math.nan, math.inf, -1, 1.5, 2.0, True, None, "2", 2**64)
 NO_NUMBER = [
@@ -22,6 +26,7 @@ NO_NUMBER = [
 ]
 SEVERAL = (Objective(), Objective(metric="params"), Objective(metric="macs"))
 BOUNDS = [f"{metric}_{end}" for metric in ("omega", "psi", "nu", "params", "macs") for end in ("min", "max")]
+BOUNDS.append("padding_max")
 
 SPEC = TypeAdapter(SearchSpec)
 
@@ -36,6 +41,10 @@ def _refused(field: str, make: Callable[[], object]) -> FieldError:
     assert caught.value.field == field
     assert str(caught.value).startswith(f"{field}: expected {caught.value.expected}, got ")
     return caught.value
+
+
+def _structure(taxonomy: Taxonomy, cost: ModelCost, padding: float = 0.0) -> Structure:
+    return replace(structure_of(NAMED["btt"], CharLM()), taxonomy=taxonomy, cost=cost, padding=padding)
 
 
 class TestSearchSpec:
@@ -229,6 +238,74 @@ class TestSpace:
     def test_refuses_a_seed_twice(self) -> None:
         assert _refused("seeds", lambda: Space(seeds=("btt", "dense", "btt"))).expected == "every design once"
 
+    @pytest.mark.parametrize("tie", ["alpha=beta", "phi=gamma", "", "gamma"])
+    def test_refuses_an_unknown_tie(self, tie: str) -> None:
+        error = _refused("ties", lambda: Space(ties=("gamma=phi", tie)))  # type: ignore[arg-type]  # the point of the test
+        assert error.expected == "pairs from gamma=phi, beta=delta, alpha=epsilon"
+
+    def test_refuses_a_tie_twice(self) -> None:
+        assert _refused("ties", lambda: Space(ties=("gamma=phi", "gamma=phi"))).expected == "every pair once"
+
+    def test_without_bounds_is_the_subspace(self) -> None:
+        for name, region in SUBSPACES.items():
+            assert Space(subspace=name).region == region  # type: ignore[arg-type]  # a name of the registry
+
+    def test_with_bounds_and_ties_is_the_part_of_the_subspace_that_keeps_them(self) -> None:
+        space = Space(
+            subspace="btt", axes=Axes(gamma=Bounds(min=0.25), rho=Bounds(min=0.1, max=0.1)), ties=("gamma=phi",)
+        )
+        assert space.region.num_coordinates == 1
+        theta = space.region.to_theta((0.5,))
+        assert theta.exponents == pytest.approx((0.425, 0, 0.575, 0, 0.425, 0.575, 0.1))
+
+    @pytest.mark.parametrize(
+        ("space", "field", "expected"),
+        [
+            (
+                {"subspace": "btt", "axes": Axes(beta=Bounds(min=0.25))},
+                "axes",
+                "bounds of beta that meet 0 to 0, which is what btt leaves",
+            ),
+            (
+                {"axes": Axes(alpha=Bounds(min=0.75), gamma=Bounds(min=0.5, max=0.625))},
+                "axes",
+                "bounds of gamma that meet 0 to 0.25, which is what full with alpha from 0.75 to 1 leaves",
+            ),
+            (
+                {"subspace": "monarch", "axes": Axes(gamma=Bounds(min=0.75))},
+                "axes",
+                "bounds of gamma that meet 0 to 0.5, which is what monarch leaves",
+            ),
+            (
+                {"axes": Axes(gamma=Bounds(max=0.25), phi=Bounds(min=0.5)), "ties": ("gamma=phi",)},
+                "ties",
+                "ties that can be kept with gamma from 0 to 0.25 and phi from 0.5 to 1, "
+                "in full with gamma from 0 to 0.25 with phi from 0.5 to 1",
+            ),
+        ],
+        ids=["a fixed axis", "a sum", "monarch", "a tie"],
+    )
+    def test_that_is_empty_is_refused_with_what_is_left(
+        self, space: dict[str, object], field: str, expected: str
+    ) -> None:
+        assert _refused(field, lambda: Space(**space)).expected == expected  # type: ignore[arg-type]  # fields of a space
+
+
+class TestAxes:
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -0.1, 1.1, True, "0.5", None])
+    @pytest.mark.parametrize("end", ["min", "max"])
+    def test_refuse_a_bound_that_no_exponent_has(self, end: str, value: object) -> None:
+        error = _refused(end, lambda: Bounds(**{end: value}))  # type: ignore[arg-type]  # the point of the test
+        assert error.expected == "a number from 0 to 1"
+
+    def test_refuse_bounds_the_wrong_way_round(self) -> None:
+        assert _refused("max", lambda: Bounds(min=0.5, max=0.25)).expected == "at least min, which is 0.5"
+
+    def test_are_fixed_by_a_number_in_json(self) -> None:
+        space = TypeAdapter(Space).validate_json('{"axes": {"gamma": {"min": 0.125}, "phi": 0.25, "rho": 0}}')
+        fixed = Axes(gamma=Bounds(min=0.125), phi=Bounds(min=0.25, max=0.25), rho=Bounds(min=0, max=0))
+        assert space == Space(axes=fixed)
+
 
 class TestConstraints:
     @pytest.mark.parametrize("value", NO_NUMBER)
@@ -237,7 +314,11 @@ class TestConstraints:
         _refused(bound, lambda: Constraints(**{bound: value}))  # type: ignore[arg-type]  # the point of the test
 
     @pytest.mark.parametrize(
-        ("bound", "limit"), [("omega_max", 2), ("psi_min", 1), ("nu_max", 2), ("params_min", 1e15), ("macs_max", 1e15)]
+        ("bound", "limit"),
+        [
+            *(("omega_max", 2), ("psi_min", 1), ("nu_max", 2), ("params_min", 1e15), ("macs_max", 1e15)),
+            ("padding_max", 1),
+        ],
     )
     def test_refuse_a_bound_beyond_what_can_be(self, bound: str, limit: float) -> None:
         assert getattr(Constraints(**{bound: limit}), bound) == limit
@@ -253,17 +334,24 @@ class TestConstraints:
         ("metric", "value"), [("omega", 0.25), ("psi", 0.5), ("nu", 0.75), ("params", 1000), ("macs", 3000)]
     )
     def test_allow_what_lies_between_the_bounds_and_on_them(self, metric: str, value: float) -> None:
-        taxonomy, cost = Taxonomy(omega=0.25, psi=0.5, nu=0.75), ModelCost(params=1000, macs=3000)
+        structure = _structure(Taxonomy(omega=0.25, psi=0.5, nu=0.75), ModelCost(params=1000, macs=3000))
         less, more = value * 0.999, min(1, value * 1.001) if metric == "psi" else value * 1.001
-        assert Constraints(**{f"{metric}_min": value, f"{metric}_max": value}).allow(taxonomy, cost)
-        assert Constraints(**{f"{metric}_min": less, f"{metric}_max": more}).allow(taxonomy, cost)
-        assert not Constraints(**{f"{metric}_min": more}).allow(taxonomy, cost)
-        assert not Constraints(**{f"{metric}_max": less}).allow(taxonomy, cost)
+        assert Constraints(**{f"{metric}_min": value, f"{metric}_max": value}).allow(structure)
+        assert Constraints(**{f"{metric}_min": less, f"{metric}_max": more}).allow(structure)
+        assert not Constraints(**{f"{metric}_min": more}).allow(structure)
+        assert not Constraints(**{f"{metric}_max": less}).allow(structure)
 
     def test_take_zero_for_a_bound_and_not_for_its_absence(self) -> None:
-        shared = Taxonomy(omega=0.25, psi=0.5, nu=0.75)
-        assert not Constraints(omega_max=0).allow(shared, ModelCost(params=1, macs=1))
-        assert Constraints().allow(shared, ModelCost(params=1, macs=1))
+        shared = _structure(Taxonomy(omega=0.25, psi=0.5, nu=0.75), ModelCost(params=1, macs=1))
+        assert not Constraints(omega_max=0).allow(shared)
+        assert Constraints().allow(shared)
+
+    def test_allow_padding_up_to_a_share(self) -> None:
+        padded = _structure(Taxonomy(omega=0, psi=1, nu=1), ModelCost(params=1, macs=1), padding=0.125)
+        assert Constraints(padding_max=0.125).allow(padded)
+        assert not Constraints(padding_max=0.12).allow(padded)
+        with pytest.raises(TypeError):
+            Constraints(padding_min=0.1)  # type: ignore[call-arg]  # nobody wants padding
 
 
 class TestResources:
@@ -289,7 +377,13 @@ class TestJson:
     def test_returns_what_was_sent(self) -> None:
         spec = _spec(
             proxy=CharLM(width=48, corpus=FileCorpus(path="plays.txt")),
-            space=Space(subspace="btt", constraints=Constraints(psi_min=1, params_max=1e6), seeds=("dense", "btt")),
+            space=Space(
+                subspace="btt",
+                axes=Axes(gamma=Bounds(min=0.1, max=0.4)),
+                ties=("gamma=phi",),
+                constraints=Constraints(psi_min=1, params_max=1e6, padding_max=0.1),
+                seeds=("dense", "btt"),
+            ),
             sampler=Random(seed=2**63 - 1),
             replicates=3,
             racing=Racing(max_replicates=5, confidence=0.9, sd=0.01),

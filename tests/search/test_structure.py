@@ -21,6 +21,7 @@ class TestStructure:
         assert structure.taxonomy == taxonomy(theta)
         assert structure.width == proxy.width_for(theta)
         assert structure.cost == proxy.cost(theta, structure.width)
+        assert structure.padding == proxy.padding(theta, structure.width)
 
     @given(theta=strategies.thetas())
     @settings(max_examples=40)

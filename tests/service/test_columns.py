@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select, text
 
 from einlayers.theta import NAMED, Theta
+from search.axes import Axes, Bounds
 from search.proxies.char_lm import CharLM, FileCorpus, StdlibCorpus
 from search.sampling import Random, Tpe
 from search.spec import Budget, Constraints, Resources, SearchSpec, Space
@@ -31,6 +32,10 @@ spaces = st.builds(
     constraints=st.builds(
         Constraints, omega_max=st.none() | st.floats(0, 2), params_min=st.none() | st.floats(0, 1e15)
     ),
+    axes=st.builds(
+        Axes, gamma=st.none() | st.builds(Bounds, max=st.floats(0, 1)), rho=st.none() | st.just(Bounds(min=0, max=0))
+    ),
+    ties=st.sampled_from([(), ("gamma=phi",), ("gamma=phi", "beta=delta")]),
     seeds=st.lists(st.sampled_from(sorted(NAMED)), unique=True).map(tuple),
 )
 specs = st.builds(
