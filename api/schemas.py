@@ -21,6 +21,7 @@ from search.studies.baseline import Multiplier
 from search.studies.estimates import Estimate
 from search.studies.fidelity import Fidelity
 from search.trial import Outcome
+from search.variant import Variant
 from service.models import Origin, PauseMode, Reason, Study, Trial
 from service.paging import Page
 from service.rankings import RankedStructure
@@ -137,7 +138,8 @@ class AttemptResource(Schema):
 class TrialResource(Schema):
     """A structure, trained once from one seed. ``macs`` per example (of text: a token), forward; ``loss`` held out.
     ``transfers``: whether the learning rate transfers to it, null where that was not checked. ``expected_loss``: of one that
-    was pruned, what it would have had."""
+    was pruned, what it would have had. ``variant``: what it changes of the model of its search's proxy, null where nothing;
+    ``params``, ``macs`` and ``dims`` are those of that model."""
 
     id: str
     search_id: str
@@ -149,6 +151,7 @@ class TrialResource(Schema):
     state_since: datetime
     family: Family
     theta: Theta
+    variant: Variant | None
     width: int
     dims: Mapping[str, Dims]
     omega: float
@@ -289,9 +292,10 @@ class SearchChanges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRequest:
-    """A structure of the user's own, to be trained in a search."""
+    """A structure of the user's own, to be trained in a search, and the variant of the proxy's model, if not its own."""
 
     theta: SentTheta
+    variant: Variant | None = None
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 

@@ -85,7 +85,8 @@ class Attempt(TypedDict):
 
 
 class Trial(TypedDict):
-    """A structure, trained once from one seed; ``dims`` are the axis sizes of each kind of layer."""
+    """A structure, trained once from one seed; ``dims`` are the axis sizes of each kind of layer; ``variant`` is what it
+    changes of the model of its search's proxy."""
 
     id: str
     search_id: str
@@ -97,6 +98,7 @@ class Trial(TypedDict):
     state_since: str
     family: str
     theta: dict[str, float]
+    variant: dict[str, Any] | None
     width: int
     dims: dict[str, dict[str, Any]]
     omega: float

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from einlayers.theta import AXES, Theta
 from einsearch.answers import Event, Ranked, Search
-from einsearch.words import fidelity_of, local_time, loss_of, state_of, trials_of, units_of
+from einsearch.words import fidelity_of, local_time, loss_of, state_of, trials_of, units_of, variant_of
 
 
 def make_console() -> Console:
@@ -40,15 +40,20 @@ def _show_ranked(console: Console, search: Search, ranked: Sequence[Ranked], tit
         return
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     has_worth = any(item["multiplier"] for item in ranked)
-    columns = [column for column in _BEST_COLUMNS if has_worth or column[0] != "worth"]
+    has_variants = any(item["trial"].get("variant") for item in ranked)
+    absent = {name for name, there in (("worth", has_worth), ("variant", has_variants)) if not there}
+    columns = [column for column in _BEST_COLUMNS if column[0] not in absent]
     for heading, justify in columns:
-        table.add_column(heading, justify=justify, no_wrap=heading not in ("theta", "seed"), overflow="fold")  # type: ignore[arg-type]  # rich's literal
+        table.add_column(heading, justify=justify, no_wrap=heading not in ("theta", "variant", "seed"), overflow="fold")  # type: ignore[arg-type]  # rich's literal
     for item in ranked:
-        table.add_row(*_best_row(item, has_worth))
+        cells = zip(_BEST_COLUMNS, _best_row(item), strict=True)
+        table.add_row(*(cell for (heading, _), cell in cells if heading not in absent))
     console.print(table)
     example, loss = units_of(search)
     if has_worth:
         console.print("worth: how many times its compute dense needs for that loss, with its 95% interval.")
+    if has_variants:
+        console.print("variant: what a trial changes of the model of the search's proxy.")
     if failing := [f"#{item['rank']}" for item in ranked if item["trial"]["transfers"] is False]:
         console.print(f"the learning rate does not transfer to {', '.join(failing)}: a tuned one may do better.")
     console.print(
@@ -134,6 +139,7 @@ _BEST_COLUMNS = (
     ("#", "right"),
     ("family", "left"),
     ("theta", "left"),
+    ("variant", "left"),
     ("omega", "right"),
     ("psi", "right"),
     ("nu", "right"),
@@ -150,18 +156,19 @@ def _worth(multiplier: Mapping[str, Any] | None) -> str:
     return "" if multiplier is None else "{value:.2f} [{low:.2f}, {high:.2f}]".format_map(multiplier)
 
 
-def _best_row(item: Ranked, has_worth: bool) -> list[str]:
+def _best_row(item: Ranked) -> list[str]:
     trial = item["trial"]
     spread = "" if item["loss_sd"] is None else f" ± {item['loss_sd']:.4f}"
     return [
         str(item["rank"]),
         trial["family"],
         str(Theta(**trial["theta"])),
+        variant_of(trial.get("variant")),
         *(f"{value:.3f}" for value in (trial["omega"], trial["psi"], trial["nu"])),
         str(trial["width"]),
         f"{trial['params']:,}",
         f"{trial['macs']:,}",
         f"{item['loss']:.4f}{spread}",
-        *([_worth(item["multiplier"])] if has_worth else []),
+        _worth(item["multiplier"]),
         ", ".join(str(replicate["seed"]) for replicate in item["replicates"]),
     ]

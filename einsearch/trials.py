@@ -15,13 +15,17 @@ app = typer.Typer()
 def enqueue(
     search_id: SearchId,
     theta: Annotated[str, typer.Argument(help="Such as '(0.5|0|0.5|0|0.5|0.5|0)', fractions too, or monarch.")],
+    num_experts: Annotated[int | None, typer.Option(min=1, help="Experts, if not as many as the proxy has.")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Experts that a token takes, likewise.")] = None,
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
     """Add a structure of your own to a search, and print the id of its trial."""
     structure = Theta.parse(theta)
+    given = {"num_experts": num_experts, "top_k": top_k}
+    variant = {name: value for name, value in given.items() if value is not None}
     with Client(url, api_key=api_key) as client:
-        print(client.enqueue(search_id, structure)["id"])
+        print(client.enqueue(search_id, structure, variant=variant)["id"])
 
 
 @app.command()

@@ -13,15 +13,17 @@ from itertools import count, islice
 
 from einlayers.errors import FieldError
 from einlayers.theta import NAMED, Theta
+from search.cube import Design
 from search.designs import GRIDS
 from search.plan import Plan
 from search.proxies.registry import ProxySpec
 from search.samplers.base import Observation, Sampler
 from search.sampling import Grid
-from search.space import SUBSPACES, Unit
+from search.space import Unit
 from search.spec import SearchSpec, metrics
 from search.states import TrialState
 from search.structure import Structure, structure_of
+from search.variant import Variant
 
 _SAMPLER_TRIES = 6
 _EVEN_TRIES = 250
@@ -44,6 +46,7 @@ class PastTrial:
     excluded: bool = False
     params: int = 0
     macs: int = 0
+    variant: Variant | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,7 @@ class Proposal:
             loss=None,
             params=self.structure.cost.params,
             macs=self.structure.cost.macs,
+            variant=self.structure.variant,
         )
 
 
@@ -85,8 +89,8 @@ def check_space(spec: SearchSpec) -> None:
     if isinstance(spec.sampler, Plan) or not constraints.bounds:
         return
     refused = []
-    for theta in _possible(spec, 0):
-        structure = structure_of(theta, spec.proxy)
+    for design in _possible(spec, 0):
+        structure = structure_of(design.theta, spec.proxy, design.variant)
         if constraints.allow(structure.taxonomy, structure.cost):
             return
         refused.append(metrics(structure.taxonomy, structure.cost))
@@ -104,7 +108,10 @@ def propose(spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSa
     if isinstance(spec.sampler, Plan):
         return _planned(spec, spec.sampler, history)
     lacking = _lacking_replicates(history, spec.replicates)
-    structure = structure_of(lacking.theta, spec.proxy) if lacking else _next_structure(spec, history, make_sampler)
+    if lacking:
+        structure: Structure | None = structure_of(lacking.theta, spec.proxy, lacking.variant)
+    else:
+        structure = _next_structure(spec, history, make_sampler)
     return None if structure is None else proposal_of(structure, spec, history)
 
 
@@ -112,13 +119,14 @@ def proposal_of(
     structure: Structure, spec: SearchSpec, history: Sequence[PastTrial], proxy: ProxySpec | None = None
 ) -> Proposal:
     """The proposal to train ``structure`` next, once more where the history has it already; ``proxy``: not that of the
-    search."""
-    number, digest = len(history), _digest(structure, spec.proxy, proxy or spec.proxy)
+    search, or the variant of it that the structure says."""
+    proxy = proxy or structure.on(spec.proxy)
+    number, digest = len(history), _digest(structure, spec.proxy, proxy)
     return Proposal(
         number=number,
         replicate=sum(past.digest == digest for past in history),
         structure=structure,
-        proxy=proxy or spec.proxy,
+        proxy=proxy,
         digest=digest,
         seed=training_seed(spec, number),
         history_size=sum(past.state.is_final for past in history),
@@ -166,32 +174,32 @@ def _next_structure(spec: SearchSpec, history: Sequence[PastTrial], make_sampler
         structure = structure_of(NAMED[name], spec.proxy)
         if structure.digest not in known:
             return structure
-    for theta in _candidates(spec, history, make_sampler):
-        structure = structure_of(theta, spec.proxy)
+    for design in _candidates(spec, history, make_sampler):
+        structure = structure_of(design.theta, spec.proxy, design.variant)
         if structure.digest not in known and spec.space.constraints.allow(structure.taxonomy, structure.cost):
             return structure
     return None
 
 
-def _candidates(spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler) -> Iterator[Theta]:
-    """Structures to try for one proposal, in order: the sampler's, and those that anything could propose."""
+def _candidates(spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler) -> Iterator[Design]:
+    """Designs to try for one proposal, in order: the sampler's, and those that anything could propose."""
     if not isinstance(spec.sampler, Grid):
-        subspace = SUBSPACES[spec.space.subspace]
-        sampler = make_sampler()
+        cube, sampler = spec.cube, make_sampler()
         observed, pending = _seen(spec, history) if sampler.learns else ([], [])
-        asked = sampler.ask(observed, pending, subspace.num_coordinates, _proposal_seed(spec, len(history)))
-        yield from map(subspace.to_theta, islice(asked, _SAMPLER_TRIES))
+        asked = sampler.ask(observed, pending, cube.num_coordinates, _proposal_seed(spec, len(history)))
+        yield from map(cube.to_design, islice(asked, _SAMPLER_TRIES))
     yield from _possible(spec, len(history))
 
 
-def _possible(spec: SearchSpec, number: int) -> Iterator[Theta]:
+def _possible(spec: SearchSpec, number: int) -> Iterator[Design]:
     """What proposal ``number`` can be when the sampler has nothing new: structures of its list, or of the whole space."""
-    subspace = SUBSPACES[spec.space.subspace]
+    cube = spec.cube
     if isinstance(spec.sampler, Grid):
-        yield from (theta for theta in GRIDS[spec.sampler.designs] if subspace.to_unit(theta) is not None)
+        designs = GRIDS[spec.sampler.designs]
+        yield from (Design(theta=theta) for theta in designs if cube.to_unit(theta) is not None)
     else:
-        even = _even_points(subspace.num_coordinates, _proposal_seed(spec, number))
-        yield from map(subspace.to_theta, islice(even, _EVEN_TRIES))
+        even = _even_points(cube.num_coordinates, _proposal_seed(spec, number))
+        yield from map(cube.to_design, islice(even, _EVEN_TRIES))
 
 
 def _proposal_seed(spec: SearchSpec, number: int) -> int:
@@ -213,9 +221,9 @@ def _even_points(num_coordinates: int, seed: int) -> Iterator[Unit]:
 
 
 def _seen(spec: SearchSpec, history: Sequence[PastTrial]) -> tuple[list[Observation], list[Unit]]:
-    """The history in the sampler's coordinates, without designs from outside of the subspace."""
-    subspace, others = SUBSPACES[spec.space.subspace], spec.other_metrics
-    placed = [(past, subspace.to_unit(past.theta)) for past in history]
+    """The history in the sampler's coordinates, without designs from outside of the space."""
+    cube, others = spec.cube, spec.other_metrics
+    placed = [(past, cube.to_unit(past.theta, past.variant)) for past in history]
     observed = [
         Observation(unit=unit, loss=past.loss, others=tuple(float(getattr(past, name)) for name in others))
         for past, unit in placed

@@ -9,11 +9,12 @@ from einlayers.errors import FieldError
 from einlayers.taxonomy import Taxonomy
 from einlayers.theta import NAMED
 from search.checks import Number, Whole, check_number, check_whole
+from search.cube import Cube, MixtureAxes
 from search.plan import Plan
 from search.proxies.char_lm import CharLM
 from search.proxies.registry import ProxySpec
 from search.proxies.shapes import ModelCost
-from search.sampling import CmaEs, RayTune, SamplerSpec, Tpe
+from search.sampling import CmaEs, Grid, RayTune, SamplerSpec, Tpe
 from search.space import SUBSPACES
 from search.stopping import Convergence, NoPruner, PrunerSpec
 
@@ -85,11 +86,13 @@ def metrics(taxonomy: Taxonomy, cost: ModelCost) -> Mapping[str, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """Where to look: a subspace, bounds within it, and known designs to try first."""
+    """Where to look: a subspace, bounds within it, and known designs to try first; and which whole numbers of the proxy's
+    ``mixture`` to choose for every trial. The known designs have the mixture of the proxy."""
 
     subspace: SubspaceName = "full"
     constraints: Constraints = field(default_factory=Constraints)
     seeds: tuple[SeedName, ...] = ()
+    mixture: MixtureAxes | None = None
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -197,6 +200,7 @@ class SearchSpec:
         if not 1 <= len(self.name) <= 200 or not self.name.isprintable():
             raise FieldError("name", expected="1 to 200 printable characters", got=self.name[:300])
         self._check_objectives()
+        self._check_space()
         if isinstance(self.sampler, Plan):
             self._check_plan(self.sampler)
         elif self.num_trials(self.budget) == 0:
@@ -227,6 +231,24 @@ class SearchSpec:
     def other_metrics(self) -> tuple[ObjectiveName, ...]:
         """What is minimised beside the loss."""
         return tuple(objective.metric for objective in self.objectives[1:])
+
+    @property
+    def cube(self) -> Cube:
+        """What the search chooses from, in the coordinates that samplers see."""
+        axes = self.space.mixture
+        return Cube(
+            region=SUBSPACES[self.space.subspace], proxy=self.proxy, experts=axes.on(self.proxy) if axes else None
+        )
+
+    def _check_space(self) -> None:
+        if self.space.mixture is not None and isinstance(self.sampler, Grid | Plan):
+            expected = f"one that chooses numbers of experts, as space.mixture asks for: not {self.sampler.kind}"
+            raise FieldError("sampler", expected=expected, got=self.sampler.kind)
+        try:
+            _ = self.cube
+        except FieldError as error:
+            expected = f"of {error.field} {error.expected}"
+            raise FieldError("space", expected=expected, got=error.got) from error
 
     def _check_objectives(self) -> None:
         names = [objective.metric for objective in self.objectives]

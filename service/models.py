@@ -17,6 +17,7 @@ from search.states import AttemptState, SearchState, StudyState, TrialState
 from search.structure import layer_dims
 from search.studies.registry import Finding, StudySpec
 from search.trial import Coordinates, Outcome
+from search.variant import Variant
 from service.columns import AsJSON, UTCDateTime
 
 
@@ -218,7 +219,7 @@ class Trial(Base):
     ``changed`` is the number of the search's event that told of the last change: what is newer than a number seen before
     is found without reading the rest. ``alone``: it ran out of memory, and its next attempt gets a device to itself.
     ``train_flops`` are reserved, and those that were used once it has been pruned; ``expected_loss`` is what the sampler
-    sees of it then.
+    sees of it then. ``variant`` is what it changes of the model of its search's proxy, if anything.
     """
 
     __tablename__ = "trials"
@@ -262,6 +263,7 @@ class Trial(Base):
     seconds: Mapped[float | None]
     cpu_seconds: Mapped[float | None]
     coordinates: Mapped[dict[str, Coordinates] | None] = mapped_column(AsJSON(dict[str, Coordinates]))
+    variant: Mapped[Variant | None] = mapped_column(AsJSON(Variant))
     finish_order: Mapped[int | None]
     excluded_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     excluded_reason: Mapped[str | None] = mapped_column(Text)
@@ -275,17 +277,22 @@ class Trial(Base):
         """What it is trained on: the proxy of its search, with what its own run changes."""
         pruned = self.state is TrialState.PRUNED
         train_flops = search.spec.proxy.train_flops if pruned else self.train_flops
-        return replace(search.spec.proxy, train_flops=train_flops, base_lr=self.base_lr)
+        return replace(self._model_in(search), train_flops=train_flops, base_lr=self.base_lr)
+
+    def _model_in(self, search: Search) -> ProxySpec:
+        return search.spec.proxy if self.variant is None else self.variant.on(search.spec.proxy)
 
     @property
     def transfers(self) -> bool | None:
-        """Whether the learning rate transfers to this structure; None where nobody has checked."""
+        """Whether the learning rate transfers to this structure; None where nobody has checked, as of every variant."""
+        if self.variant is not None:
+            return None
         return self.search.transfers.get(operator_name(self.theta)) if self.search.transfers else None
 
     @property
     def dims(self) -> dict[str, Dims]:
         """The axis sizes of each kind of layer, by its name."""
-        return layer_dims(self.theta, self.search.spec.proxy, self.width)
+        return layer_dims(self.theta, self._model_in(self.search), self.width)
 
 
 class Attempt(Base):

@@ -54,6 +54,7 @@ def history(session: Session, search_id: str, *, since: int = -1) -> list[tuple[
             Trial.excluded_at,
             Trial.params,
             Trial.macs,
+            Trial.variant,
         )
         .where(Trial.search_id == search_id, Trial.changed > since)
         .order_by(Trial.number)
@@ -69,9 +70,10 @@ def history(session: Session, search_id: str, *, since: int = -1) -> list[tuple[
                 excluded=excluded_at is not None,
                 params=params,
                 macs=macs,
+                variant=variant,
             ),
         )
-        for number, theta, digest, state, loss, excluded_at, params, macs in session.execute(query)
+        for number, theta, digest, state, loss, excluded_at, params, macs, variant in session.execute(query)
     ]
 
 

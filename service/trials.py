@@ -11,15 +11,17 @@ from dataclasses import asdict
 from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
+from einlayers.errors import FieldError
 from einlayers.theta import Theta
 from search.plan import Plan
 from search.proposals import Proposal, training_seed
 from search.states import AttemptState, SearchState, TrialState
 from search.structure import structure_of
 from search.trial import Outcome, OutcomeKind, Report
+from search.variant import Variant
 from service import events, leases, rankings, repositories, rungs
 from service.clock import now
-from service.errors import BudgetExhausted, WrongState
+from service.errors import BudgetExhausted, InvalidValue, WrongState
 from service.keys import LOCAL, Caller
 from service.leases import Lease
 from service.models import Attempt, Measurement, Origin, Reason, Search, Trial
@@ -51,6 +53,7 @@ def add(session: Session, search: Search, proposal: Proposal, origin: Origin = O
         replicate=proposal.replicate,
         origin=origin,
         theta=structure.theta,
+        variant=structure.variant,
         family=structure.family,
         width=structure.width,
         digest=proposal.digest,
@@ -80,10 +83,13 @@ def _rate(proposal: Proposal) -> float:
     return proposal.proxy.base_lr
 
 
-def enqueue(session: Session, search_id: str, theta: Theta, caller: Caller = LOCAL) -> Trial:
+def enqueue(
+    session: Session, search_id: str, theta: Theta, caller: Caller = LOCAL, *, variant: Variant | None = None
+) -> Trial:
     """Add a structure of the user's own to a search; where the search has it already, one more replicate of it.
 
     Raises:
+        InvalidValue: the proxy has no such variant.
         NotFound, Forbidden: there is no such search, or it is somebody else's.
         WrongState: the search is ending or has ended, or trains a plan.
         BudgetExhausted: every trial that the budget pays for is there.
@@ -98,12 +104,15 @@ def enqueue(session: Session, search_id: str, theta: Theta, caller: Caller = LOC
         raise WrongState(f"search {search.id} waits for the calibration {search.calibration_id}; add trials after it")
     if search.num_unproposed == 0:
         raise BudgetExhausted(search.id)
-    structure = structure_of(theta, search.spec.proxy)
+    try:
+        structure = structure_of(theta, search.spec.proxy, variant)
+    except FieldError as error:
+        raise InvalidValue("/variant", error) from error
     proposal = Proposal(
         number=search.num_trials,
         replicate=repositories.num_replicates(session, search.id, structure.digest),
         structure=structure,
-        proxy=search.spec.proxy,
+        proxy=structure.on(search.spec.proxy),
         digest=structure.digest,
         seed=training_seed(search.spec, search.num_trials),
         history_size=search.num_finished,

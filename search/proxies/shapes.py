@@ -5,6 +5,9 @@ from typing import ClassVar, Literal
 
 from search.checks import Number, Whole, check_number, check_whole
 
+MAX_EXPERTS = 1024
+"""The largest mixture of experts."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerShape:
@@ -52,7 +55,7 @@ class Mixture:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        check_whole("num_experts", self.num_experts, 1, 1024)
+        check_whole("num_experts", self.num_experts, 1, MAX_EXPERTS)
         check_whole("top_k", self.top_k, 1, self.num_experts)
         check_number("balance", self.balance, 0, 100)
 

@@ -7,9 +7,10 @@ from pydantic import TypeAdapter, ValidationError
 from einlayers.errors import FieldError
 from einlayers.taxonomy import Taxonomy
 from einlayers.theta import NAMED
+from search.cube import MixtureAxes, WholeRange
 from search.plan import Plan, Run
 from search.proxies.char_lm import CharLM, FileCorpus
-from search.proxies.shapes import ModelCost
+from search.proxies.shapes import Mixture, ModelCost
 from search.sampling import CmaEs, Gp, Grid, NsgaII, Qmc, Random, RayTune, SamplerSpec, Tpe
 from search.spec import Budget, Constraints, Objective, ObjectiveName, Resources, SearchSpec, Space
 from search.stopping import Convergence, Hyperband, MedianRule, NoPruner, PrunerSpec, SuccessiveHalving
@@ -199,6 +200,44 @@ class TestSpace:
 
     def test_refuses_a_seed_twice(self) -> None:
         assert _refused("seeds", lambda: Space(seeds=("btt", "dense", "btt"))).expected == "every design once"
+
+
+class TestMixtureOfTheSpace:
+    AXES = MixtureAxes(num_experts=WholeRange(min=2, max=16), top_k=WholeRange(min=1, max=4))
+    SPARSE = CharLM(mixture=Mixture(num_experts=8, top_k=2))
+
+    def test_adds_its_coordinates(self) -> None:
+        plain, mixed = _spec(proxy=self.SPARSE), _spec(proxy=self.SPARSE, space=Space(mixture=self.AXES))
+        assert mixed.cube.num_coordinates == plain.cube.num_coordinates + 2
+
+    def test_is_refused_without_a_mixture(self) -> None:
+        error = _refused("space", lambda: _spec(space=Space(mixture=self.AXES)))
+        assert "of mixture none where the proxy has no mixture" in error.expected
+
+    @pytest.mark.parametrize(
+        ("axes", "why"),
+        [
+            (MixtureAxes(num_experts=WholeRange(min=1, max=16)), "of num_experts at least 2 experts"),
+            (MixtureAxes(top_k=WholeRange(min=1, max=9)), "of top_k at most the 8 experts that there are"),
+        ],
+    )
+    def test_is_refused_where_the_proxy_contradicts_it(self, axes: MixtureAxes, why: str) -> None:
+        assert why in _refused("space", lambda: _spec(proxy=self.SPARSE, space=Space(mixture=axes))).expected
+
+    @pytest.mark.parametrize("sampler", [Grid(), Plan(runs=(Run(theta=NAMED["btt"]),))], ids=["grid", "plan"])
+    def test_is_refused_for_lists_of_structures(self, sampler: SamplerSpec) -> None:
+        error = _refused("sampler", lambda: _spec(proxy=self.SPARSE, space=Space(mixture=self.AXES), sampler=sampler))
+        assert error.got == sampler.kind
+
+    def test_is_json(self) -> None:
+        text = '{"name": "x", "budget": {"max_trials": 1}, "proxy": {"kind": "char_lm", "mixture": {}}, "space": %s}'
+        space = '{"mixture": {"num_experts": {"min": 2, "max": 16}, "top_k": {"min": 1, "max": 4}}}'
+        sent = SPEC.validate_json(text % space)
+        assert sent.space.mixture == self.AXES
+        assert SPEC.validate_json(SPEC.dump_json(sent)) == sent
+        for wrong in ('{"mixture": {}}', '{"mixture": {"top_k": 2}}', '{"mixture": {"top_k": {"min": 2}}}'):
+            with pytest.raises(ValidationError):
+                SPEC.validate_json(text % wrong)
 
 
 class TestConstraints:
