@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from einlayers.theta import Theta
 from einsearch.answers import Search
 
 
@@ -49,7 +50,9 @@ def variant_of(variant: Mapping[str, Any] | None) -> str:
     """What a trial changes of the model of its search's proxy, if anything."""
     given = variant or {}
     numbers = ((given.get("num_experts"), "experts"), (given.get("top_k"), "active"))
-    return ", ".join(f"{number} {what}" for number, what in numbers if number is not None)
+    thetas = ((group, theta) for group, theta in (given.get("thetas") or {}).items() if theta)
+    said = [f"{number} {what}" for number, what in numbers if number is not None]
+    return ", ".join([*said, *(f"{group.replace('_', '-')} {Theta(**theta)}" for group, theta in thetas)])
 
 
 def loss_of(loss: float | None) -> str:

@@ -7,13 +7,14 @@ The interval of ``top_k`` depends on the number of experts: whatever the point, 
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import ClassVar
 
 from einlayers.errors import FieldError
 from einlayers.theta import Theta
 from search.checks import Whole, check_whole
 from search.proxies.registry import ProxySpec
-from search.proxies.shapes import MAX_EXPERTS
+from search.proxies.shapes import MAX_EXPERTS, GroupName, GroupThetas
 from search.space import Subspace, Unit
 from search.variant import Variant
 
@@ -142,44 +143,70 @@ class Design:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cube:
-    """The designs that a search can choose on its proxy: those of a region of theta, and of the numbers of the mixture where
-    it has axes for them."""
+    """The designs that a search can choose on its proxy: a theta of a region; numbers of the proxy's mixture, where there
+    are axes for them; and for each of some groups of layers a theta of its own, of the same region."""
 
     region: Subspace
     proxy: ProxySpec
     experts: ExpertAxes | None = None
+    groups: tuple[GroupName, ...] = ()
 
     @property
     def num_coordinates(self) -> int:
-        """Those of the region, and then those of the mixture."""
-        return self.region.num_coordinates + (self.experts.num_coordinates if self.experts else 0)
+        """Those of the region, of the mixture, and again of the region for each of the groups."""
+        return (1 + len(self.groups)) * self.region.num_coordinates + self._num_numbers
 
     def to_design(self, unit: Unit) -> Design:
         """The design at a point of the cube."""
-        split = self.region.num_coordinates
-        theta = self.region.to_theta(unit[:split])
-        if self.experts is None:
-            return Design(theta=theta)
-        num_experts, top_k = self.experts.to_numbers(unit[split:])
-        return Design(theta=theta, variant=Variant(num_experts=num_experts, top_k=top_k))
+        coordinates = iter(unit)
+
+        def theta() -> Theta:
+            return self.region.to_theta(tuple(islice(coordinates, self.region.num_coordinates)))
+
+        main = theta()
+        num_experts, top_k = None, None
+        if self.experts is not None:
+            num_experts, top_k = self.experts.to_numbers(tuple(islice(coordinates, self._num_numbers)))
+        thetas = GroupThetas(**{group: theta() for group in self.groups}) if self.groups else None
+        if self.experts is None and thetas is None:
+            return Design(theta=main)
+        return Design(theta=main, variant=Variant(num_experts=num_experts, top_k=top_k, thetas=thetas))
 
     def to_unit(self, theta: Theta, variant: Variant | None = None) -> Unit | None:
         """A point of a design; None where the search cannot choose it."""
         place = self.region.to_unit(theta)
-        if place is None or (self.experts is None and variant is None):
+        if variant is None and self.experts is None and not self.groups:
             return place
-        numbers = self._place_numbers(variant)
-        return None if numbers is None else place + numbers
+        numbers, others = self._place_numbers(variant), self._place_groups(theta, variant)
+        if place is None or numbers is None or others is None:
+            return None
+        return place + numbers + others
+
+    @property
+    def _num_numbers(self) -> int:
+        return self.experts.num_coordinates if self.experts else 0
 
     def _place_numbers(self, variant: Variant | None) -> Unit | None:
         own = self.proxy.mixture
         if own is None:
-            return None
+            return () if variant is None or variant.num_experts is variant.top_k is None else None
         usual = own.num_experts, own.top_k
         numbers = variant.numbers(own) if variant else usual
         if self.experts is not None:
             return _place(self.experts, *numbers)
         return () if numbers == usual else None
+
+    def _place_groups(self, theta: Theta, variant: Variant | None) -> Unit | None:
+        own = variant.group_thetas if variant else {}
+        if any(self.proxy.group_thetas.get(group) != own[group] for group in own.keys() - self.groups):
+            return None
+        unit: Unit = ()
+        for group in self.groups:
+            place = self.region.to_unit(own.get(group, theta))
+            if place is None:
+                return None
+            unit += place
+        return unit
 
 
 @lru_cache(maxsize=65536)

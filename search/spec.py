@@ -13,7 +13,7 @@ from search.cube import Cube, MixtureAxes
 from search.plan import Plan
 from search.proxies.char_lm import CharLM
 from search.proxies.registry import ProxySpec
-from search.proxies.shapes import ModelCost
+from search.proxies.shapes import GroupName, ModelCost
 from search.sampling import CmaEs, Grid, RayTune, SamplerSpec, Tpe
 from search.space import SUBSPACES
 from search.stopping import Convergence, NoPruner, PrunerSpec
@@ -86,13 +86,19 @@ def metrics(taxonomy: Taxonomy, cost: ModelCost) -> Mapping[str, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """Where to look: a subspace, bounds within it, and known designs to try first; and which whole numbers of the proxy's
-    ``mixture`` to choose for every trial. The known designs have the mixture of the proxy."""
+    """Where to look: a subspace, bounds within it, and known designs to try first.
+
+    ``mixture``: which whole numbers of the proxy's mixture are chosen for every trial. ``groups``: which groups of layers
+    get a theta of their own, of the same subspace. The known designs have the mixture of the proxy, and one theta for all
+    layers that it leaves open. Bounds on omega, psi and nu are for the theta of the other layers, those on cost for the
+    whole model.
+    """
 
     subspace: SubspaceName = "full"
     constraints: Constraints = field(default_factory=Constraints)
     seeds: tuple[SeedName, ...] = ()
     mixture: MixtureAxes | None = None
+    groups: tuple[GroupName, ...] = ()
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -104,6 +110,8 @@ class Space:
                 raise FieldError("seeds", expected=f"names from {', '.join(NAMED)}", got=name)
         if len(set(self.seeds)) < len(self.seeds):
             raise FieldError("seeds", expected="every design once", got=self.seeds)
+        if len(set(self.groups)) < len(self.groups):
+            raise FieldError("groups", expected="every group once", got=self.groups)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,13 +245,20 @@ class SearchSpec:
         """What the search chooses from, in the coordinates that samplers see."""
         axes = self.space.mixture
         return Cube(
-            region=SUBSPACES[self.space.subspace], proxy=self.proxy, experts=axes.on(self.proxy) if axes else None
+            region=SUBSPACES[self.space.subspace],
+            proxy=self.proxy,
+            experts=axes.on(self.proxy) if axes else None,
+            groups=self.space.groups,
         )
 
     def _check_space(self) -> None:
-        if self.space.mixture is not None and isinstance(self.sampler, Grid | Plan):
-            expected = f"one that chooses numbers of experts, as space.mixture asks for: not {self.sampler.kind}"
+        if (self.space.mixture or self.space.groups) and isinstance(self.sampler, Grid | Plan):
+            expected = "one that chooses more than a theta, as space.mixture or space.groups asks for"
             raise FieldError("sampler", expected=expected, got=self.sampler.kind)
+        free = [group for group in self.proxy.groups if group not in self.proxy.group_thetas]
+        if self.space.groups and not set(self.space.groups) < set(free):
+            expected = f"groups that are some, but not all, of those that the proxy leaves open: {', '.join(free)}"
+            raise FieldError("space", expected=expected, got=self.space.groups)
         try:
             _ = self.cube
         except FieldError as error:

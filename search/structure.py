@@ -14,7 +14,7 @@ from search.variant import Variant
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Structure:
     """A structure as a proxy will train it, in the ``variant`` of the proxy's model, if any. Two with the same ``digest``
-    are one model and are not trained twice. ``family`` and ``taxonomy`` are those of theta."""
+    are one model and are not trained twice. ``family`` and ``taxonomy`` are those of theta, whatever other groups have."""
 
     theta: Theta
     variant: Variant | None = None
@@ -50,13 +50,21 @@ def structure_of(theta: Theta, proxy: ProxySpec, variant: Variant | None = None)
 
 def layer_dims(theta: Theta, proxy: ProxySpec, width: int) -> dict[str, Dims]:
     """The axis sizes of each replaceable layer, by the layer's name."""
-    return {layer.name: resolve(theta, layer.d_in, layer.d_out) for layer in proxy.layers(width)}
+    return {
+        layer.name: resolve(proxy.theta_of(layer.group, theta), layer.d_in, layer.d_out)
+        for layer in proxy.layers(width)
+    }
 
 
 def _digest(theta: Theta, model: ProxySpec, width: int, *, usual: ProxySpec) -> str:
     # Dense layers are one matrix whatever the theta that says so; the rest is told apart by its integer axes alone,
     # in the canonical form, because a theta and its swap are the same operators.
-    dims = "dense" if theta.is_dense else [d.axes for d in layer_dims(theta.canonical(), model, width).values()]
+    thetas = [(layer, model.theta_of(layer.group, theta)) for layer in model.layers(width)]
+    forms = [
+        "dense" if own.is_dense else str(resolve(own.canonical(), layer.d_in, layer.d_out).axes)
+        for layer, own in thetas
+    ]
+    dims = "dense" if set(forms) == {"dense"} else f"[{', '.join(forms)}]"
     text = f"{width} {dims}"
     if model.mixture is not None and model.mixture != usual.mixture:
         text += f" {model.mixture.top_k} of {model.mixture.num_experts}"

@@ -15,6 +15,7 @@ branch_labels = None
 depends_on = None
 
 _SEARCHES = sa.table("searches", sa.column("id"), sa.column("spec", sa.JSON()))
+_STUDIES = sa.table("studies", sa.column("id"), sa.column("spec", sa.JSON()))
 
 
 def upgrade() -> None:
@@ -25,12 +26,17 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Undo."""
     connection = op.get_bind()
-    for search_id, spec in connection.execute(sa.select(_SEARCHES.c.id, _SEARCHES.c.spec)).all():
-        statement = _SEARCHES.update().where(_SEARCHES.c.id == search_id)
-        connection.execute(statement.values(spec=_in_old_words(spec)))
+    for table in (_SEARCHES, _STUDIES):
+        for row_id, spec in connection.execute(sa.select(table.c.id, table.c.spec)).all():
+            connection.execute(table.update().where(table.c.id == row_id).values(spec=_in_old_words(spec)))
     op.drop_column("trials", "variant")
 
 
 def _in_old_words(spec: dict[str, Any]) -> dict[str, Any]:
-    space = {name: value for name, value in spec.get("space", {}).items() if name != "mixture"}
-    return {**spec, "space": space}
+    new = {"proxy": {"thetas"}, "reference": {"thetas"}, "space": {"mixture", "groups"}}
+    parts = {part: _without(spec[part], names) for part, names in new.items() if spec.get(part) is not None}
+    return {**spec, **parts}
+
+
+def _without(values: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}

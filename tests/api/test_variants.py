@@ -73,3 +73,50 @@ class TestNumbersOfExperts:
         search_id = client.post("/v1/searches", json=body(SPARSE, {})).json()["id"]
         answer = client.post(f"/v1/searches/{search_id}/trials", json={"theta": MONARCH, "variant": variant})
         assert all(error.pointer.startswith("/variant") for error in problem_of(answer, 422, "invalid_value").errors)
+
+
+class TestGroups:
+    def test_are_axes_of_the_space(self, client: TestClient) -> None:
+        sent = body({"kind": "char_lm"}, {"groups": ["attention"], "constraints": {"omega_max": 0.5, "macs_max": 1e9}})
+        assert client.post("/v1/searches:validate", json=sent).status_code == 200
+        answer = client.post("/v1/searches", json=sent)
+        assert answer.status_code == 201
+        assert answer.json()["spec"]["space"]["groups"] == ["attention"]
+
+    @pytest.mark.parametrize(
+        ("proxy", "space", "pointer"),
+        [
+            ({"kind": "regression"}, {"groups": ["feed_forward"]}, "/space"),
+            ({"kind": "char_lm"}, {"groups": ["attention", "feed_forward"]}, "/space"),
+            ({"kind": "char_lm"}, {"groups": ["attention", "attention"]}, "/space/groups"),
+            ({"kind": "char_lm"}, {"groups": ["heads"]}, "/space/groups/0"),
+            ({"kind": "regression", "thetas": {"attention": MONARCH}}, {}, "/proxy/thetas"),
+            ({"kind": "char_lm", "thetas": {}}, {}, "/proxy/thetas/attention"),
+        ],
+    )
+    def test_that_cannot_be_are_refused(
+        self, proxy: Mapping[str, Any], space: Mapping[str, Any], pointer: str, client: TestClient
+    ) -> None:
+        assert pointers(client, body(proxy, space)) == [pointer]
+
+    def test_can_have_a_structure_that_the_proxy_fixes(self, client: TestClient) -> None:
+        proxy = {**SPARSE, "mixture": None, "thetas": {"attention": MONARCH}}
+        search_id = client.post("/v1/searches", json=body(proxy, {})).json()["id"]
+        dense = {"alpha": 0, "beta": 0, "gamma": 1, "delta": 0, "epsilon": 0, "phi": 1, "rho": 0}
+        trial = client.post(f"/v1/searches/{search_id}/trials", json={"theta": dense}).json()
+        assert trial["variant"] is None
+        assert trial["family"] == "dense"
+        # Dense has nothing but gamma and phi.
+        assert trial["dims"]["attention"]["alpha"] > 1
+        assert trial["dims"]["up"]["alpha"] == trial["dims"]["down"]["alpha"] == 1
+
+    def test_are_said_of_a_trial_and_exported(self, client: TestClient) -> None:
+        search_id = client.post("/v1/searches", json=body({**SPARSE, "mixture": None}, {})).json()["id"]
+        sent = {"theta": MONARCH, "variant": {"thetas": {"attention": {**MONARCH, "rho": 0.25}}}}
+        trial = client.post(f"/v1/searches/{search_id}/trials", json=sent).json()
+        said = trial["variant"]["thetas"]
+        assert (said["attention"]["rho"], said["feed_forward"], trial["theta"]["rho"]) == (0.25, None, 0)
+        table, lines = (client.get(f"/v1/searches/{search_id}/export?format={kind}").text for kind in ("csv", "jsonl"))
+        (row,) = csv.DictReader(io.StringIO(table))
+        assert row["variant"] == "attention=(0.5|0|0.5|0|0.5|0.5|0.25)"
+        assert json.loads(lines)["variant"] == trial["variant"]

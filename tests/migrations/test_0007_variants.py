@@ -8,7 +8,7 @@ from sqlalchemy import select, text
 
 from einlayers.theta import NAMED
 from search.cube import MixtureAxes, WholeRange
-from search.proxies.shapes import Mixture
+from search.proxies.shapes import GroupThetas, Mixture
 from search.spec import Space
 from search.variant import Variant
 from service import migrate, trials
@@ -19,8 +19,10 @@ from tests.rows import SPEC, Rows
 class TestDowngrade:
     def test_forgets_variants_and_nothing_else(self, rows: Rows, database_url: str) -> None:
         mixed = replace(SPEC, proxy=replace(SPEC.proxy, mixture=Mixture()), space=Space(seeds=("btt",)))
-        new = replace(mixed, space=replace(mixed.space, mixture=MixtureAxes(top_k=WholeRange(min=1, max=4))))
-        ids = [rows.search(), rows.search(new)]
+        axes = MixtureAxes(top_k=WholeRange(min=1, max=4))
+        new = replace(mixed, space=replace(mixed.space, mixture=axes, groups=("attention",)))
+        fixed = replace(SPEC, proxy=replace(SPEC.proxy, thetas=GroupThetas(attention=NAMED["dense"])))
+        ids = [rows.search(), rows.search(new), rows.search(fixed)]
         with rows.database.write() as session:
             trial_id = trials.enqueue(session, ids[1], NAMED["btt"], variant=Variant(top_k=1)).id
         rows.database.close()
@@ -29,11 +31,14 @@ class TestDowngrade:
             written = [spec for spec in session.scalars(text("select spec from searches"))]
             assert "variant" not in set(session.execute(text("select * from trials")).keys())
         for spec in written:
-            assert "mixture" not in (json.loads(spec) if isinstance(spec, str) else spec)["space"]
+            read = json.loads(spec) if isinstance(spec, str) else spec
+            assert not {"mixture", "groups"} & set(read["space"])
+            assert "thetas" not in read["proxy"]
         migrate.upgrade(database_url)
         with rows.database.read() as session:
             assert {search.id: search.spec for search in session.scalars(select(Search))} == {
                 ids[0]: SPEC,
                 ids[1]: mixed,
+                ids[2]: SPEC,
             }
             assert session.get_one(Trial, trial_id).variant is None

@@ -10,10 +10,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from einlayers.errors import FieldError
-from einlayers.theta import NAMED
+from einlayers.theta import NAMED, Theta
 from search.cube import Cube, ExpertAxes, MixtureAxes, WholeRange
 from search.proxies.char_lm import CharLM
-from search.proxies.shapes import Mixture
+from search.proxies.registry import ProxySpec
+from search.proxies.shapes import GroupThetas, Mixture
 from search.space import SUBSPACES
 from search.variant import Variant
 
@@ -37,6 +38,12 @@ def expert_axes(draw: st.DrawFn) -> ExpertAxes:
     experts = draw(ranges(most=64))
     low = draw(st.integers(1, experts.min))
     return ExpertAxes(num_experts=experts, top_k=whole_range(low, draw(st.integers(low, experts.max))))
+
+
+def are_near(one: Theta, other: Theta) -> bool:
+    """Whether two are the same but for rounding, which may also exchange the factors."""
+    forms = (other.exponents, other.swapped().exponents)
+    return any(one.exponents == pytest.approx(form, abs=3e-9) for form in forms)
 
 
 def units(size: int) -> st.SearchStrategy[tuple[float, ...]]:
@@ -159,7 +166,7 @@ class TestCube:
         assert len(back) == cube.num_coordinates
         again = cube.to_design(back)
         assert again.variant == design.variant
-        assert again.theta.canonical().exponents == pytest.approx(design.theta.canonical().exponents, abs=3e-9)
+        assert are_near(again.theta, design.theta)
 
     @given(unit=units(7))
     def test_gives_variants_that_its_proxy_can_be(self, name: str, unit: tuple[float, ...]) -> None:
@@ -199,6 +206,75 @@ class TestCube:
         assert cube.num_coordinates == SUBSPACES[name].num_coordinates
         assert cube.to_design(unit).theta.exponents == SUBSPACES[name].to_theta(unit).exponents
         assert cube.to_design(unit).variant is None
+
+
+@pytest.mark.parametrize("name", SUBSPACES)
+class TestGroups:
+    """A theta of its own for attention."""
+
+    @staticmethod
+    def cube(name: str, proxy: ProxySpec = SPARSE) -> Cube:
+        axes = ExpertAxes(num_experts=whole_range(2, 32), top_k=whole_range(1, 4)) if proxy.mixture else None
+        return Cube(region=SUBSPACES[name], proxy=proxy, experts=axes, groups=("attention",))
+
+    @given(unit=units(12))
+    def test_come_back_to_the_same_design(self, name: str, unit: tuple[float, ...]) -> None:
+        cube = self.cube(name)
+        design = cube.to_design(unit[: cube.num_coordinates])
+        back = cube.to_unit(design.theta, design.variant)
+        assert back is not None
+        assert len(back) == cube.num_coordinates == 2 * SUBSPACES[name].num_coordinates + 2
+        assert all(0 <= coordinate <= 1 for coordinate in back)
+        again = cube.to_design(back)
+        assert design.variant is not None
+        assert again.variant is not None
+        assert again.variant.numbers(Mixture()) == design.variant.numbers(Mixture())
+        for one, other in (
+            (again.theta, design.theta),
+            (again.variant.group_thetas["attention"], design.variant.group_thetas["attention"]),
+        ):
+            assert are_near(one, other)
+
+    @given(unit=units(10))
+    def test_have_structures_of_the_same_region(self, name: str, unit: tuple[float, ...]) -> None:
+        cube, size = self.cube(name, CharLM()), SUBSPACES[name].num_coordinates
+        design = cube.to_design(unit[: 2 * size])
+        assert design.variant is not None
+        assert design.theta.exponents == SUBSPACES[name].to_theta(unit[:size]).exponents
+        thetas = design.variant.on(CharLM()).group_thetas
+        assert {group: theta.exponents for group, theta in thetas.items()} == {
+            "attention": SUBSPACES[name].to_theta(unit[size : 2 * size]).exponents
+        }
+
+    def test_have_no_direction_without_effect(self, name: str) -> None:
+        cube = self.cube(name)
+        middle = (0.6,) * cube.num_coordinates
+        designs = {
+            str(cube.to_design(tuple(0.95 if i == axis else u for i, u in enumerate(middle))))
+            for axis in range(cube.num_coordinates)
+        }
+        assert len(designs | {str(cube.to_design(middle))}) == cube.num_coordinates + 1
+
+    def test_share_the_structure_where_nothing_is_said_of_them(self, name: str) -> None:
+        cube, size = self.cube(name, CharLM()), SUBSPACES[name].num_coordinates
+        theta = SUBSPACES[name].to_theta((0.6,) * size)
+        unit = cube.to_unit(theta)
+        assert unit is not None
+        assert unit[:size] == unit[size:] == SUBSPACES[name].to_unit(theta)
+
+    def test_have_no_place_where_another_group_has_a_structure_of_its_own(self, name: str) -> None:
+        theta = SUBSPACES[name].to_theta((0.6,) * SUBSPACES[name].num_coordinates)
+        variant = Variant(thetas=GroupThetas(feed_forward=theta))
+        assert self.cube(name, CharLM()).to_unit(theta, variant) is None
+        assert Cube(region=SUBSPACES[name], proxy=CharLM()).to_unit(theta, variant) is None
+        fixed = CharLM(thetas=GroupThetas(feed_forward=theta))
+        assert Cube(region=SUBSPACES[name], proxy=fixed).to_unit(theta, variant) == SUBSPACES[name].to_unit(theta)
+
+
+def test_groups_have_no_place_outside_of_the_region() -> None:
+    cube = Cube(region=SUBSPACES["low-rank"], proxy=CharLM(), groups=("attention",))
+    assert cube.to_unit(NAMED["low-rank"], Variant(thetas=GroupThetas(attention=NAMED["monarch"]))) is None
+    assert cube.to_unit(NAMED["low-rank"], Variant(thetas=GroupThetas(attention=NAMED["low-rank"]))) is not None
 
 
 class TestMiddle:

@@ -281,6 +281,46 @@ class TestMixtures:
             check_space(replace(fixed, space=replace(space, constraints=Constraints(params_max=1))))
 
 
+class TestGroups:
+    """A theta of its own for attention."""
+
+    SPEC = _spec(Space(subspace="btt", groups=("attention",), seeds=("dense", "btt")))
+
+    @samplers
+    def test_have_structures_of_the_subspace(self, sampler: SamplerSpec) -> None:
+        proposals = _search(replace(self.SPEC, sampler=sampler), 15)
+        assert [proposal.structure.variant for proposal in proposals[:2]] == [None, None]
+        for proposal in proposals[2:]:
+            variant = proposal.structure.variant
+            assert variant is not None
+            assert set(variant.group_thetas) == {"attention"}
+            for theta in (proposal.structure.theta, variant.group_thetas["attention"]):
+                assert SUBSPACES["btt"].to_unit(theta) is not None
+            cost = proposal.proxy.cost(proposal.structure.theta, proposal.structure.width)
+            assert (proposal.proxy, proposal.structure.cost) == (variant.on(TINY), cost)
+        assert len({proposal.digest for proposal in proposals}) == 15
+
+    def test_are_learnt_from_one_by_one(self) -> None:
+        # Losses that fall with the rank of attention alone, or rise with it: attention must follow.
+        def rank(past: PastTrial) -> float:
+            assert past.variant is not None
+            return past.variant.group_thetas["attention"].rho
+
+        def ranks(sign: int) -> float:
+            spec = replace(self.SPEC, sampler=Tpe(startup_trials=8), space=replace(self.SPEC.space, seeds=()))
+            found = _search(
+                spec, 30, lambda p: replace(p.pending, state=TrialState.COMPLETED, loss=sign * rank(p.pending))
+            )
+            return sum(rank(proposal.pending) for proposal in found[8:])
+
+        assert ranks(-1) > 1.5 * ranks(1)
+
+    def test_can_be_recomputed_from_the_history_alone(self) -> None:
+        proposals = _search(self.SPEC, 8, lambda p: replace(p.pending, state=TrialState.COMPLETED, loss=1.0))
+        history = [replace(p.pending, state=TrialState.COMPLETED, loss=1.0) for p in proposals]
+        assert [_next(self.SPEC, history[:number]) for number in range(8)] == proposals
+
+
 class TestReplicates:
     @samplers
     def test_share_the_structure_and_differ_in_seed(self, sampler: SamplerSpec) -> None:

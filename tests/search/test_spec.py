@@ -10,7 +10,9 @@ from einlayers.theta import NAMED
 from search.cube import MixtureAxes, WholeRange
 from search.plan import Plan, Run
 from search.proxies.char_lm import CharLM, FileCorpus
-from search.proxies.shapes import Mixture, ModelCost
+from search.proxies.registry import ProxySpec
+from search.proxies.regression import Regression
+from search.proxies.shapes import GroupName, GroupThetas, Mixture, ModelCost
 from search.sampling import CmaEs, Gp, Grid, NsgaII, Qmc, Random, RayTune, SamplerSpec, Tpe
 from search.spec import Budget, Constraints, Objective, ObjectiveName, Resources, SearchSpec, Space
 from search.stopping import Convergence, Hyperband, MedianRule, NoPruner, PrunerSpec, SuccessiveHalving
@@ -238,6 +240,36 @@ class TestMixtureOfTheSpace:
         for wrong in ('{"mixture": {}}', '{"mixture": {"top_k": 2}}', '{"mixture": {"top_k": {"min": 2}}}'):
             with pytest.raises(ValidationError):
                 SPEC.validate_json(text % wrong)
+
+
+class TestGroupsOfTheSpace:
+    @pytest.mark.parametrize("group", ["attention", "feed_forward"])
+    def test_add_the_coordinates_of_the_region(self, group: GroupName) -> None:
+        assert _spec(space=Space(groups=(group,))).cube.num_coordinates == 2 * _spec().cube.num_coordinates
+
+    @pytest.mark.parametrize(
+        ("proxy", "groups", "free"),
+        [
+            (Regression(), ("feed_forward",), "feed_forward"),
+            (Regression(), ("attention",), "feed_forward"),
+            (CharLM(), ("attention", "feed_forward"), "attention, feed_forward"),
+            (CharLM(head_aligned_rank=1), ("attention",), "feed_forward"),
+            (CharLM(thetas=GroupThetas(attention=NAMED["dense"])), ("attention",), "feed_forward"),
+            (CharLM(thetas=GroupThetas(attention=NAMED["dense"])), ("feed_forward",), "feed_forward"),
+        ],
+    )
+    def test_are_refused_where_they_leave_nothing_or_are_not_there(
+        self, proxy: ProxySpec, groups: tuple[GroupName, ...], free: str
+    ) -> None:
+        error = _refused("space", lambda: _spec(proxy=proxy, space=Space(groups=groups)))
+        assert error.expected == f"groups that are some, but not all, of those that the proxy leaves open: {free}"
+
+    def test_are_there_once(self) -> None:
+        assert _refused("groups", lambda: Space(groups=("attention", "attention"))).expected == "every group once"
+
+    @pytest.mark.parametrize("sampler", [Grid(), Plan(runs=(Run(theta=NAMED["btt"]),))], ids=["grid", "plan"])
+    def test_are_refused_for_lists_of_structures(self, sampler: SamplerSpec) -> None:
+        _refused("sampler", lambda: _spec(space=Space(groups=("attention",)), sampler=sampler))
 
 
 class TestConstraints:

@@ -6,11 +6,12 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from einlayers.errors import FieldError
-from einlayers.theta import NAMED
+from einlayers.theta import NAMED, Theta
 from search.proxies.char_lm import CharLM
+from search.proxies.registry import ProxySpec
 from search.proxies.regression import Regression
-from search.proxies.shapes import Mixture
-from search.structure import structure_of
+from search.proxies.shapes import GroupThetas, Mixture
+from search.structure import layer_dims, structure_of
 from search.variant import Variant
 
 SPARSE = CharLM(dense_width=32, mixture=Mixture(num_experts=8, top_k=2, balance=0.5))
@@ -45,7 +46,7 @@ class TestNumbers:
     @pytest.mark.parametrize("wrong", [{}, {"top_k": 0}, {"num_experts": 1025}, {"top_k": True}, {"num_experts": 1.0}])
     def test_are_whole_numbers_of_which_one_is_given(self, wrong: dict[str, int]) -> None:
         with pytest.raises(FieldError):
-            Variant(**wrong)
+            Variant(**wrong)  # type: ignore[arg-type]  # the point of the test
 
     def test_are_json_and_words(self) -> None:
         variant = VARIANTS.validate_python({"num_experts": 4})
@@ -55,6 +56,39 @@ class TestNumbers:
         for wrong in ({"experts": 4}, {"num_experts": "4"}, 3):
             with pytest.raises(ValidationError):
                 VARIANTS.validate_python(wrong)
+
+
+class TestGroups:
+    DENSE_ATTENTION = Variant(thetas=GroupThetas(attention=NAMED["dense"]))
+
+    def test_have_thetas_that_the_proxy_has_not(self) -> None:
+        assert self.DENSE_ATTENTION.on(SPARSE) == replace(SPARSE, thetas=GroupThetas(attention=NAMED["dense"]))
+        fixed = replace(SPARSE, thetas=GroupThetas(attention=NAMED["btt"]))
+        assert self.DENSE_ATTENTION.on(fixed) == self.DENSE_ATTENTION.on(SPARSE)
+
+    def test_come_with_numbers_of_experts(self) -> None:
+        both = replace(self.DENSE_ATTENTION, num_experts=4)
+        assert both.on(SPARSE) == Variant(num_experts=4).on(self.DENSE_ATTENTION.on(SPARSE))
+        assert str(both) == "num_experts=4 attention=(0|0|1|0|0|1|0)"
+
+    @pytest.mark.parametrize(
+        "proxy",
+        [Regression(), CharLM(head_aligned_rank=1), CharLM(thetas=GroupThetas(feed_forward=NAMED["btt"]))],
+        ids=["an mlp", "aligned", "the last one"],
+    )
+    def test_are_refused_where_there_is_no_other(self, proxy: ProxySpec) -> None:
+        with pytest.raises(FieldError, match=r"^thetas: expected structures of some, but not all"):
+            self.DENSE_ATTENTION.on(proxy)
+
+    def test_have_the_axes_of_their_own_layers(self) -> None:
+        dims = layer_dims(NAMED["monarch"], Variant(thetas=GroupThetas(attention=NAMED["low-rank"])).on(CharLM()), 64)
+        assert dims["attention"].axes == (64, 1, 1, 1, 64, 1, 8)
+        assert dims["up"] == layer_dims(NAMED["monarch"], CharLM(), 64)["up"]
+
+    def test_are_json(self) -> None:
+        variant = VARIANTS.validate_json(VARIANTS.dump_json(self.DENSE_ATTENTION))
+        assert variant == self.DENSE_ATTENTION
+        assert variant.group_thetas["attention"].exponents == NAMED["dense"].exponents
 
 
 class TestStructure:
@@ -84,6 +118,35 @@ class TestDigest:
         variants = [Variant(num_experts=n, top_k=k) for n in (2, 4, 12) for k in (1, 2)]
         digests = {structure_of(NAMED["btt"], fixed, variant).digest for variant in variants}
         assert len(digests | {structure_of(NAMED["btt"], fixed).digest}) == len(variants) + 1
+
+    def test_tells_structures_of_groups_apart(self) -> None:
+        fixed = CharLM(width=32)
+        variants = [Variant(thetas=GroupThetas(attention=theta)) for theta in NAMED.values()]
+        variants += [Variant(thetas=GroupThetas(feed_forward=theta)) for theta in NAMED.values()]
+        digests = {structure_of(NAMED["btt"], fixed, variant).digest for variant in variants}
+        # That of a BTT everywhere is there twice.
+        assert len(digests) == 2 * len(NAMED) - 1
+        assert structure_of(NAMED["btt"], fixed).digest in digests
+
+    def test_is_of_models_and_not_of_how_they_are_said(self) -> None:
+        btt, low_rank = NAMED["btt"], NAMED["low-rank"]
+        one = structure_of(btt, CharLM(), Variant(thetas=GroupThetas(attention=low_rank.swapped())))
+        other = structure_of(low_rank, CharLM(), Variant(thetas=GroupThetas(feed_forward=btt.swapped())))
+        assert (one.digest, one.width, one.cost) == (other.digest, other.width, other.cost)
+        assert (one.family, other.family) == ("btt", "low-rank")
+
+    def test_sees_dense_however_it_is_spelt_in_any_group(self) -> None:
+        spellings = [Theta.of(e) for e in ((0, 0, 1, 0, 0, 1, 0), (1, 0, 0, 1, 0, 0, 0), (0.5, 0, 0.5, 1, 0, 0, 0))]
+        mixed = {
+            structure_of(NAMED["btt"], CharLM(), Variant(thetas=GroupThetas(attention=theta))).digest
+            for theta in spellings
+        }
+        dense = {
+            structure_of(theta, CharLM(), Variant(thetas=GroupThetas(attention=other))).digest
+            for theta in spellings
+            for other in spellings
+        }
+        assert (len(mixed), dense) == (1, {structure_of(NAMED["dense"], CharLM()).digest})
 
     def test_knows_the_proxys_own_model_however_it_is_said(self) -> None:
         usual = structure_of(NAMED["btt"], SPARSE)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from einlayers.theta import NAMED
+from einlayers.dims import resolve
+from einlayers.taxonomy import classify, taxonomy
+from einlayers.theta import NAMED, Theta
 from search.cube import MixtureAxes, WholeRange
-from search.proxies.shapes import Mixture
+from search.proxies.shapes import GroupThetas, Mixture
 from search.spec import SearchSpec, Space
 from search.structure import structure_of
 from search.trial import TrialSpec
@@ -39,6 +41,48 @@ def plain(trial: Trial, **mixture: int) -> TrialSpec:
     assert own is not None
     proxy = replace(SPARSE, mixture=replace(own, **mixture))  # type: ignore[arg-type]  # numbers alone
     return TrialSpec(theta=trial.theta, proxy=proxy, width=proxy.width_for(trial.theta), seed=trial.seed)
+
+
+def _group(theta: Theta) -> tuple[float, float]:
+    found = taxonomy(theta)
+    return found.omega, found.psi
+
+
+class TestGroups:
+    def test_are_chosen_stored_and_trained(self, database: Database, workspace: Workspace, corpora_dir: Path) -> None:
+        spec = spec_of(5, space=Space(seeds=("btt",), groups=("attention",)))
+        search_id = submit(database, spec, corpora_dir)
+        run(database, LocalPool(workspace))
+        assert ending(database, search_id) == COMPLETED
+        seed, *chosen = trials_of(database, search_id)
+        assert seed.variant is None
+        for trial in chosen:
+            assert trial.variant is not None
+            assert trial.variant.num_experts is trial.variant.top_k is None
+            attention = trial.variant.group_thetas["attention"]
+            proxy = replace(PROXY, thetas=GroupThetas(attention=attention))
+            width = proxy.width_for(trial.theta)
+            assert (trial.width, trial.macs) == (width, proxy.cost(trial.theta, width).macs)
+            assert trial.dims["attention"] == resolve(attention, width, width)
+            assert trial.dims["up"] == resolve(trial.theta, width, 4 * width)
+            own = TrialSpec(theta=trial.theta, proxy=proxy, width=width, seed=trial.seed)
+            assert trial.loss == evaluate(own, workspace).loss
+            assert (trial.omega, trial.psi, trial.family) == (*_group(trial.theta), classify(trial.theta))
+
+    def test_that_the_proxy_has_are_those_of_every_trial(self, rows: Rows) -> None:
+        proxy = replace(TINY, thetas=GroupThetas(attention=NAMED["dense"]))
+        search_id = rows.search(replace(SPEC, proxy=proxy))
+        with rows.database.write() as session:
+            trial = trials.enqueue(session, search_id, NAMED["btt"])
+            assert (trial.variant, trial.proxy_in(trial.search)) == (None, proxy)
+            assert trial.dims["attention"] == resolve(NAMED["dense"], trial.width, trial.width)
+
+    def test_are_refused_where_there_are_none(self, rows: Rows) -> None:
+        search_id = rows.search(replace(SPEC, proxy=replace(TINY, head_aligned_rank=1)))
+        variant = Variant(thetas=GroupThetas(attention=NAMED["btt"]))
+        with pytest.raises(InvalidValue) as refused, rows.database.write() as session:
+            trials.enqueue(session, search_id, NAMED["btt"], variant=variant)
+        assert [problem.pointer for problem in refused.value.problems] == ["/variant/thetas"]
 
 
 class TestNumbersOfExperts:

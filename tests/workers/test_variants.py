@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,16 +10,19 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from einlayers.linear import EinsumLinear
 from einlayers.moe import DenseMoE, EinsumMoE
-from einlayers.theta import NAMED
+from einlayers.theta import NAMED, Theta
 from search.proxies.registry import ProxySpec
-from search.proxies.shapes import Mixture
+from search.proxies.shapes import GroupThetas, Mixture
 from search.structure import structure_of
 from search.trial import OutcomeKind, TrialSpec
 from search.variant import Variant
 from tests.workers.specs import MICRO
 from workers.evaluate import evaluate
+from workers.models.gpt import Block
 from workers.proxies.registry import proxy_for
+from workers.transfer import param_groups
 from workers.workspace import Workspace
 
 SPARSE = replace(MICRO, mixture=Mixture(num_experts=4, top_k=2))
@@ -33,12 +37,75 @@ def model_of(proxy: ProxySpec, name: str, variant: Variant) -> tuple[nn.Module, 
     return proxy_for(settings).build(NAMED[name], structure.width), settings, structure.width
 
 
+def form_of(layer: nn.Module) -> Theta:
+    """The structure of a layer."""
+    return layer.theta if isinstance(layer, EinsumLinear) else NAMED["dense"]
+
+
+def rates(settings: ProxySpec, name: str) -> dict[str, float]:
+    """The learning rate of every parameter, by its name."""
+    torch.manual_seed(0)
+    model = proxy_for(settings).build(NAMED[name], settings.width_for(NAMED[name]))
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    return {names[id(p)]: group["lr"] for group in param_groups(model, settings) for p in group["params"]}
+
+
 def macs_of(model: nn.Module, settings: ProxySpec) -> float:
     """Multiplications per example, as torch counts them."""
     tokens = torch.zeros(1, settings.examples_per_step // settings.batch_size, dtype=torch.long)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(tokens)
     return float(counter.get_total_flops()) / 2 / tokens.numel()
+
+
+class TestGroups:
+    @pytest.mark.parametrize("attention", NAMED)
+    @pytest.mark.parametrize("name", ["dense", "monarch"])
+    def test_are_built_of_their_own_structures(self, name: str, attention: str) -> None:
+        variant = Variant(thetas=GroupThetas(attention=NAMED[attention]))
+        model, settings, width = model_of(replace(MICRO, weight_norm=True), name, variant)
+        blocks = [module for module in model.modules() if isinstance(module, Block)]
+        assert blocks
+        for block in blocks:
+            for layer in ("query", "key", "value", "output"):
+                assert form_of(block.attention.get_submodule(layer)) == NAMED[attention]
+            for layer in ("up", "down"):
+                assert form_of(block.feed_forward.get_submodule(layer)) == NAMED[name]
+        assert sum(p.numel() for p in model.parameters()) == settings.cost(NAMED[name], width).params
+
+    def test_cost_what_they_cost_on_paper_in_mixtures_too(self) -> None:
+        variant = Variant(num_experts=3, thetas=GroupThetas(attention=NAMED["dense"]))
+        model, settings, width = model_of(SPARSE, "btt", variant)
+        kinds = {type(module) for module in model.modules() if isinstance(module, (DenseMoE, EinsumMoE))}
+        assert kinds == {DenseMoE, EinsumMoE}
+        assert sum(p.numel() for p in model.parameters()) == settings.cost(NAMED["btt"], width).params
+
+    def test_have_the_rates_of_their_own_structures(self) -> None:
+        proxy = replace(MICRO, width=16, weight_norm=True)
+        mixed = Variant(thetas=GroupThetas(attention=NAMED["low-rank"])).on(proxy)
+        found, outer, inner = rates(mixed, "monarch"), rates(proxy, "low-rank"), rates(proxy, "monarch")
+        assert any(".attention." in key for key in found)
+        for key, lr in found.items():
+            assert lr == pytest.approx((outer if ".attention." in key else inner)[key])
+
+    @pytest.mark.parametrize(
+        ("name", "variant"),
+        [
+            ("btt", Variant(thetas=GroupThetas(attention=NAMED["dense"]))),
+            ("dense", Variant(thetas=GroupThetas(attention=NAMED["kronecker"]))),
+            ("monarch", Variant(thetas=GroupThetas(feed_forward=NAMED["btt"]))),
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("option", [{}, {"weight_norm": True}], ids=str)
+    def test_are_trained(self, workspace: Workspace, name: str, variant: Variant, option: dict[str, Any]) -> None:
+        structure = structure_of(NAMED[name], replace(MICRO, **option), variant)
+        proxy = replace(structure.on(replace(MICRO, **option)), train_flops=4e7)
+        spec = TrialSpec(theta=NAMED[name], proxy=proxy, width=structure.width, seed=0)
+        first, again = (evaluate(spec, workspace) for _ in range(2))
+        assert first.loss is not None
+        assert first.loss == again.loss
+        assert first.loss < math.log(96) - 0.5
 
 
 class TestNumbersOfExperts:
