@@ -21,6 +21,7 @@ from search.studies.baseline import Multiplier
 from search.studies.estimates import Estimate
 from search.studies.fidelity import Fidelity
 from search.trial import Outcome
+from search.variant import Variant
 from service.comparisons import Comparison
 from service.models import Origin, PauseMode, Reason, Study, Trial
 from service.paging import Page
@@ -157,7 +158,8 @@ class TrialResource(Schema):
     ``transfers``: whether the learning rate transfers to it, null where that was not checked. ``expected_loss``: of one that
     was pruned, what it would have had. ``latency`` and ``peak_memory``: the seconds of a forward and a backward pass, and
     the bytes of a training step, at the proxy's batch on the device that trained it; null unless the search asks for one.
-    ``reused_from``: the trial of an earlier search whose result it has."""
+    ``reused_from``: the trial of an earlier search whose result it has. ``variant``: what it changes of the model of its
+    search's proxy, null where nothing; ``params``, ``macs`` and ``dims`` are those of that model."""
 
     id: str
     search_id: str
@@ -169,6 +171,7 @@ class TrialResource(Schema):
     state_since: datetime
     family: Family
     theta: Theta
+    variant: Variant | None
     width: int
     dims: Mapping[str, Dims]
     omega: float
@@ -383,9 +386,10 @@ class SearchChanges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRequest:
-    """A structure of the user's own, to be trained in a search."""
+    """A structure of the user's own, to be trained in a search, and the variant of the proxy's model, if not its own."""
 
     theta: SentTheta
+    variant: Variant | None = None
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 

@@ -23,7 +23,8 @@ def add_trial(
     """Add a structure of your own to a search; it takes the next place in its budget."""
 
     def enqueue() -> TrialResource:
-        return TrialResource.model_validate(trials.enqueue(session, search_id, request.theta, caller))
+        trial = trials.enqueue(session, search_id, request.theta, caller, variant=request.variant)
+        return TrialResource.model_validate(trial)
 
     return idempotent.run(session, caller.owner, enqueue)
 

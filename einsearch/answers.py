@@ -89,7 +89,8 @@ class Attempt(TypedDict):
 class Trial(TypedDict):
     """A structure, trained once from one seed; ``dims`` are the axis sizes of each kind of layer, ``latency`` (seconds) and
     ``peak_memory`` (bytes) what a training step costs, where the search minimises one of them. ``reused_from``: the
-    trial of an earlier search that was trained in its place."""
+    trial of an earlier search that was trained in its place. ``variant``: what it changes of the model of its search's
+    proxy."""
 
     id: str
     search_id: str
@@ -101,6 +102,7 @@ class Trial(TypedDict):
     state_since: str
     family: str
     theta: dict[str, float]
+    variant: dict[str, Any] | None
     width: int
     dims: dict[str, dict[str, Any]]
     omega: float

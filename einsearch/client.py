@@ -199,9 +199,17 @@ class Client:
         for item in self._items(f"{_path('trials', trial_id)}/measurements", {}):
             yield cast(Measurement, item)
 
-    def enqueue(self, search_id: str, theta: Theta, *, idempotency_key: str | None = None) -> Trial:
-        """Add a structure of your own to a search, once; it takes the next place in its budget."""
-        body = {"theta": _exponents(theta)}
+    def enqueue(
+        self,
+        search_id: str,
+        theta: Theta,
+        *,
+        variant: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Trial:
+        """Add a structure of your own to a search, once; it takes the next place in its budget. ``variant``: what is not as
+        the proxy has it, such as ``{"num_experts": 4}``."""
+        body = {"theta": _exponents(theta)} | ({"variant": dict(variant)} if variant else {})
         path = f"{_path('searches', search_id)}/trials"
         return cast(Trial, self._post(path, body, key=idempotency_key or str(uuid.uuid4())))
 

@@ -9,7 +9,16 @@ from rich.table import Table
 
 from einlayers.theta import AXES, Theta
 from einsearch.answers import Best, Comparison, Event, Ranked, Search
-from einsearch.words import fidelity_of, local_time, loss_of, probability_of, state_of, trials_of, units_of
+from einsearch.words import (
+    fidelity_of,
+    local_time,
+    loss_of,
+    probability_of,
+    state_of,
+    trials_of,
+    units_of,
+    variant_of,
+)
 
 
 def make_console() -> Console:
@@ -66,13 +75,15 @@ def _show_ranked(console: Console, search: Search, ranked: Sequence[Ranked], tit
     rows = [_best_row(item) for item in ranked]
     columns = [column for column in _BEST_COLUMNS if any(row[column[0]] for row in rows)]
     for heading, justify in columns:
-        table.add_column(heading, justify=justify, no_wrap=heading not in ("theta", "seed"), overflow="fold")
+        table.add_column(heading, justify=justify, no_wrap=heading not in ("theta", "variant", "seed"), overflow="fold")
     for row in rows:
         table.add_row(*(row[heading] for heading, _ in columns))
     console.print(table)
     example, loss = units_of(search)
     if any(item["multiplier"] for item in ranked):
         console.print("worth: how many times its compute dense needs for that loss, with its 95% interval.")
+    if any(item["trial"].get("variant") for item in ranked):
+        console.print("variant: what a trial changes of the model of the search's proxy.")
     if failing := [f"#{item['rank']}" for item in ranked if item["trial"]["transfers"] is False]:
         console.print(f"the learning rate does not transfer to {', '.join(failing)}: a tuned one may do better.")
     console.print(
@@ -158,6 +169,7 @@ _BEST_COLUMNS: Sequence[tuple[str, Literal["left", "right"]]] = (
     ("#", "right"),
     ("family", "left"),
     ("theta", "left"),
+    ("variant", "left"),
     ("omega", "right"),
     ("psi", "right"),
     ("nu", "right"),
@@ -186,6 +198,7 @@ def _best_row(item: Ranked) -> Mapping[str, str]:
         "#": str(item["rank"]),
         "family": trial["family"],
         "theta": str(Theta(**trial["theta"])),
+        "variant": variant_of(trial.get("variant")),
         "omega": f"{trial['omega']:.3f}",
         "psi": f"{trial['psi']:.3f}",
         "nu": f"{trial['nu']:.3f}",

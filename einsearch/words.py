@@ -1,7 +1,10 @@
 """Searches in words, as the command line says them everywhere."""
 
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
+from einlayers.theta import Theta
 from einsearch.answers import Search
 
 
@@ -41,6 +44,15 @@ def fidelity_of(search: Search) -> str:
     verdict = "truthful" if fidelity["truthful"] else "NOT truthful"
     shown = "{value:.2f} [{low:.2f}, {high:.2f}]"
     return f"{verdict}; Spearman between seeds {shown.format_map(seeds)}, with the truth {shown.format_map(truth)}"
+
+
+def variant_of(variant: Mapping[str, Any] | None) -> str:
+    """What a trial changes of the model of its search's proxy, if anything."""
+    given = variant or {}
+    numbers = ((given.get("num_experts"), "experts"), (given.get("top_k"), "active"))
+    thetas = ((group, theta) for group, theta in (given.get("thetas") or {}).items() if theta)
+    said = [f"{number} {what}" for number, what in numbers if number is not None]
+    return ", ".join([*said, *(f"{group.replace('_', '-')} {Theta(**theta)}" for group, theta in thetas)])
 
 
 def loss_of(loss: float | None) -> str:

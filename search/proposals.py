@@ -14,6 +14,7 @@ from itertools import count, islice
 
 from einlayers.errors import FieldError
 from einlayers.theta import NAMED, Theta
+from search.cube import Design
 from search.designs import GRIDS
 from search.plan import Plan
 from search.proxies.registry import ProxySpec
@@ -24,6 +25,7 @@ from search.space import Unit
 from search.spec import SearchSpec, metrics
 from search.states import TrialState
 from search.structure import Structure, structure_of
+from search.variant import Variant
 
 _SAMPLER_TRIES = 6
 _EVEN_TRIES = 250
@@ -50,6 +52,7 @@ class PastTrial:
     latency: float | None = None
     peak_memory: int | None = None
     reused_from: str | None = None
+    variant: Variant | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +101,7 @@ class Proposal:
             loss=None,
             params=self.structure.cost.params,
             macs=self.structure.cost.macs,
+            variant=self.structure.variant,
         )
         if self.reused is None:
             return past
@@ -117,8 +121,8 @@ def check_space(spec: SearchSpec) -> None:
     if isinstance(spec.sampler, Plan) or not (constraints.bounds or isinstance(spec.sampler, Grid)):
         return
     refused = []
-    for theta in _possible(spec, 0):
-        structure = structure_of(theta, spec.proxy)
+    for design in _possible(spec, 0):
+        structure = structure_of(design.theta, spec.proxy, design.variant)
         if constraints.allow(structure):
             return
         refused.append(metrics(structure))
@@ -142,11 +146,15 @@ def propose(
     if isinstance(spec.sampler, Plan):
         return _planned(spec, spec.sampler, history)
     wanted = _lacking_replicates(history, spec.replicates) or _racing(spec, history)
-    left = _left(inherited, history)
-    structure = structure_of(wanted.theta, spec.proxy) if wanted else _next_structure(spec, history, make_sampler, left)
-    if structure is None and (wanted := _racing_on(spec, history)):
-        structure = structure_of(wanted.theta, spec.proxy)
-    return None if structure is None else proposal_of(structure, spec, history, inherited=inherited)
+    if wanted is None:
+        structure = _next_structure(spec, history, make_sampler, _left(inherited, history))
+        if structure is not None:
+            return proposal_of(structure, spec, history, inherited=inherited)
+        wanted = _racing_on(spec, history)
+    if wanted is None:
+        return None
+    structure = structure_of(wanted.theta, spec.proxy, wanted.variant)
+    return proposal_of(structure, spec, history, inherited=inherited)
 
 
 def proposal_of(
@@ -157,14 +165,16 @@ def proposal_of(
     inherited: Sequence[Inherited] = (),
 ) -> Proposal:
     """The proposal to train ``structure`` next, once more where the history has it already; ``proxy``: not that of the
-    search. What is ``inherited`` is not trained again, but taken over, each result once."""
-    number, digest = len(history), _digest(structure, spec.proxy, proxy or spec.proxy)
+    search, or the variant of it that the structure says. What is ``inherited`` is not trained again, but taken over, each
+    result once."""
+    proxy = proxy or structure.on(spec.proxy)
+    number, digest = len(history), _digest(structure, spec.proxy, proxy)
     reused = next((each for each in _left(inherited, history) if each.serves(digest)), None)
     return Proposal(
         number=number,
         replicate=sum(past.digest == digest for past in history),
         structure=structure,
-        proxy=proxy or spec.proxy,
+        proxy=proxy,
         digest=digest,
         seed=training_seed(spec, number) if reused is None else reused.seed,
         history_size=sum(past.state.is_final for past in history),
@@ -262,8 +272,8 @@ def _next_structure(
         structure = structure_of(NAMED[name], spec.proxy)
         if structure.digest not in known:
             return structure
-    for theta in _candidates(spec, history, make_sampler, inherited):
-        structure = structure_of(theta, spec.proxy)
+    for design in _candidates(spec, history, make_sampler, inherited):
+        structure = structure_of(design.theta, spec.proxy, design.variant)
         if structure.digest not in known and spec.space.constraints.allow(structure):
             return structure
     return None
@@ -271,26 +281,27 @@ def _next_structure(
 
 def _candidates(
     spec: SearchSpec, history: Sequence[PastTrial], make_sampler: MakeSampler, inherited: Sequence[Inherited]
-) -> Iterator[Theta]:
-    """Structures to try for one proposal, in order: the sampler's, and those that anything could propose."""
-    region = spec.space.region
+) -> Iterator[Design]:
+    """Designs to try for one proposal, in order: the sampler's, and those that anything could propose."""
+    cube = spec.cube
     # Of a single structure there is nothing to sample.
-    if not isinstance(spec.sampler, Grid) and region.num_coordinates:
+    if not isinstance(spec.sampler, Grid) and cube.num_coordinates:
         sampler = make_sampler()
         observed, pending = _seen(spec, [*inherited, *history]) if sampler.learns else ([], [])
-        asked = sampler.ask(observed, pending, region.num_coordinates, _proposal_seed(spec, len(history)))
-        yield from map(region.to_theta, islice(asked, _SAMPLER_TRIES))
+        asked = sampler.ask(observed, pending, cube.num_coordinates, _proposal_seed(spec, len(history)))
+        yield from map(cube.to_design, islice(asked, _SAMPLER_TRIES))
     yield from _possible(spec, len(history))
 
 
-def _possible(spec: SearchSpec, number: int) -> Iterator[Theta]:
+def _possible(spec: SearchSpec, number: int) -> Iterator[Design]:
     """What proposal ``number`` can be when the sampler has nothing new: structures of its list, or of the whole space."""
-    region = spec.space.region
+    cube = spec.cube
     if isinstance(spec.sampler, Grid):
-        yield from (theta for theta in GRIDS[spec.sampler.designs] if region.to_unit(theta) is not None)
+        designs = GRIDS[spec.sampler.designs]
+        yield from (Design(theta=theta) for theta in designs if cube.to_unit(theta) is not None)
     else:
-        even = _even_points(region.num_coordinates, _proposal_seed(spec, number))
-        yield from map(region.to_theta, islice(even, _EVEN_TRIES if region.num_coordinates else 1))
+        even = _even_points(cube.num_coordinates, _proposal_seed(spec, number))
+        yield from map(cube.to_design, islice(even, _EVEN_TRIES if cube.num_coordinates else 1))
 
 
 def _proposal_seed(spec: SearchSpec, number: int) -> int:
@@ -312,9 +323,9 @@ def _even_points(num_coordinates: int, seed: int) -> Iterator[Unit]:
 
 
 def _seen(spec: SearchSpec, history: Sequence[PastTrial]) -> tuple[list[Observation], list[Unit]]:
-    """The history in the sampler's coordinates, without designs from outside of the region."""
-    region = spec.space.region
-    placed = [(past, region.to_unit(past.theta)) for past in history]
+    """The history in the sampler's coordinates, without designs from outside of the space."""
+    cube = spec.cube
+    placed = [(past, cube.to_unit(past.theta, past.variant)) for past in history]
     observed = [
         _observation(past, unit, spec.other_metrics)
         for past, unit in placed

@@ -10,11 +10,13 @@ from einlayers.errors import FieldError
 from einlayers.theta import NAMED
 from search.axes import TIES, Axes, SubspaceName, TieName, region_of
 from search.checks import Number, Whole, check_number, check_whole
+from search.cube import Cube, MixtureAxes
 from search.plan import Plan
 from search.proxies.char_lm import CharLM
 from search.proxies.registry import ProxySpec
+from search.proxies.shapes import GroupName
 from search.racing import Racing
-from search.sampling import CmaEs, RayTune, SamplerSpec, Tpe
+from search.sampling import CmaEs, Grid, RayTune, SamplerSpec, Tpe
 from search.space import SUBSPACES, Region
 from search.stopping import Convergence, NoPruner, PrunerSpec
 from search.structure import Structure
@@ -106,6 +108,11 @@ class Space:
     ``axes`` and ``ties`` hold for the canonical form of every proposed theta, which is the one that is stored; nothing is
     asked of the seeds.
 
+    ``mixture``: which whole numbers of the proxy's mixture are chosen for every trial. ``groups``: which groups of layers
+    get a theta of their own, of the same region. The known designs have the mixture of the proxy, and one theta for all
+    layers that it leaves open. Bounds on omega, psi and nu are for the theta of the other layers, those on cost and padding
+    for the whole model.
+
     Raises:
         FieldError: a name is unknown or there twice, or no theta of the subspace keeps ``axes`` and ``ties``.
     """
@@ -115,6 +122,8 @@ class Space:
     ties: tuple[TieName, ...] = ()
     constraints: Constraints = field(default_factory=Constraints)
     seeds: tuple[SeedName, ...] = ()
+    mixture: MixtureAxes | None = None
+    groups: tuple[GroupName, ...] = ()
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -132,6 +141,8 @@ class Space:
         if len(set(self.ties)) < len(self.ties):
             raise FieldError("ties", expected="every pair once", got=self.ties)
         region_of(self.subspace, self.axes, self.ties)
+        if len(set(self.groups)) < len(self.groups):
+            raise FieldError("groups", expected="every group once", got=self.groups)
 
     @property
     def region(self) -> Region:
@@ -241,6 +252,7 @@ class SearchSpec:
         if not 1 <= len(self.name) <= 200 or not self.name.isprintable():
             raise FieldError("name", expected="1 to 200 printable characters", got=self.name[:300])
         self._check_objectives()
+        self._check_space()
         if isinstance(self.sampler, Plan):
             self._check_plan(self.sampler)
         elif self.num_trials(self.budget) == 0:
@@ -284,6 +296,31 @@ class SearchSpec:
     def seeds_wanted(self) -> int:
         """How many trials a structure needs before it is said to be the best: never one alone where more were asked for."""
         return 1 if self.replicates == 1 and self.racing is None else 2
+
+    @property
+    def cube(self) -> Cube:
+        """What the search chooses from, in the coordinates that samplers see."""
+        axes = self.space.mixture
+        return Cube(
+            region=self.space.region,
+            proxy=self.proxy,
+            experts=axes.on(self.proxy) if axes else None,
+            groups=self.space.groups,
+        )
+
+    def _check_space(self) -> None:
+        if (self.space.mixture or self.space.groups) and isinstance(self.sampler, Grid | Plan):
+            expected = "one that chooses more than a theta, as space.mixture or space.groups asks for"
+            raise FieldError("sampler", expected=expected, got=self.sampler.kind)
+        free = [group for group in self.proxy.groups if group not in self.proxy.group_thetas]
+        if self.space.groups and not set(self.space.groups) < set(free):
+            expected = f"groups that are some, but not all, of those that the proxy leaves open: {', '.join(free)}"
+            raise FieldError("space", expected=expected, got=self.space.groups)
+        try:
+            _ = self.cube
+        except FieldError as error:
+            expected = f"of {error.field} {error.expected}"
+            raise FieldError("space", expected=expected, got=error.got) from error
 
     def _check_objectives(self) -> None:
         names = [objective.metric for objective in self.objectives]

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, get_args
 from sqlalchemy import Row, Select, func, select
 
 from einlayers.theta import AXES, Theta
+from search.variant import Variant
 from service import repositories
 from service.database import Database
 from service.errors import ServiceError
@@ -23,7 +24,7 @@ from service.models import Attempt, Trial
 
 Format = Literal["csv", "jsonl", "parquet"]
 Type = Literal["text", "whole", "number", "flag", "time"]
-Value = str | int | float | bool | datetime | Theta | None
+Value = str | int | float | bool | datetime | Theta | Variant | None
 Record = Mapping[str, Value]
 
 COLUMNS: Mapping[str, Type] = MappingProxyType(
@@ -37,6 +38,7 @@ COLUMNS: Mapping[str, Type] = MappingProxyType(
         "family": "text",
         **{axis: "number" for axis in AXES},
         "theta": "text",
+        "variant": "text",
         "width": "whole",
         "omega": "number",
         "psi": "number",
@@ -59,7 +61,8 @@ COLUMNS: Mapping[str, Type] = MappingProxyType(
         "finished_at": "time",
     }
 )
-"""The columns in their order, and what is in them. In JSON Lines ``theta`` is the object that the API speaks."""
+"""The columns in their order, and what is in them. In JSON Lines ``theta`` and ``variant`` are the objects that the API
+speaks."""
 
 BATCH = 1000
 
@@ -195,7 +198,7 @@ class _JsonLines:
 
 
 def _json(value: object) -> object:
-    if isinstance(value, Theta):
+    if isinstance(value, Theta | Variant):
         return asdict(value)
     assert isinstance(value, datetime)
     return _time(value)
@@ -237,13 +240,17 @@ class _Parquet:
         return self._sink.take()
 
     def add(self, records: Sequence[Record]) -> bytes:
-        rows = [{**record, "theta": str(record["theta"])} for record in records]
+        rows = [{name: _text(value) for name, value in record.items()} for record in records]
         self._writer.write_batch(self._batch(rows, schema=self._schema))
         return self._sink.take()
 
     def end(self) -> bytes:
         self._writer.close()
         return self._sink.take()
+
+
+def _text(value: Value) -> Value:
+    return str(value) if isinstance(value, Theta | Variant) else value
 
 
 class _Sink(io.RawIOBase):

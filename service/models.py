@@ -17,6 +17,7 @@ from search.states import AttemptState, SearchState, StudyState, TrialState
 from search.structure import layer_dims
 from search.studies.registry import Finding, StudySpec
 from search.trial import Coordinates, Outcome
+from search.variant import Variant
 from service.columns import AsJSON, UTCDateTime
 
 
@@ -227,7 +228,7 @@ class Trial(Base):
     ``train_flops`` are reserved, and those that were used once it has been pruned; ``expected_loss`` is what the sampler
     sees of it then. ``latency`` and ``peak_memory``: of a training step, where the search asks for them
     (``search.trial.StepCost``). ``reused_from``: the trial of an earlier search that was trained in its place; what was
-    measured is that one's, and ``train_flops`` are 0.
+    measured is that one's, and ``train_flops`` are 0. ``variant``: what it changes of the model of its search's proxy.
     """
 
     __tablename__ = "trials"
@@ -274,6 +275,7 @@ class Trial(Base):
     seconds: Mapped[float | None]
     cpu_seconds: Mapped[float | None]
     coordinates: Mapped[dict[str, Coordinates] | None] = mapped_column(AsJSON(dict[str, Coordinates]))
+    variant: Mapped[Variant | None] = mapped_column(AsJSON(Variant))
     finish_order: Mapped[int | None]
     excluded_at: Mapped[datetime | None] = mapped_column(UTCDateTime)
     excluded_reason: Mapped[str | None] = mapped_column(Text)
@@ -287,17 +289,22 @@ class Trial(Base):
         """What it is trained on: the proxy of its search, with what its own run changes."""
         differs = self.state is TrialState.PRUNED or self.reused_from is not None
         train_flops = search.spec.proxy.train_flops if differs else self.train_flops
-        return replace(search.spec.proxy, train_flops=train_flops, base_lr=self.base_lr)
+        return replace(self._model_in(search), train_flops=train_flops, base_lr=self.base_lr)
+
+    def _model_in(self, search: Search) -> ProxySpec:
+        return search.spec.proxy if self.variant is None else self.variant.on(search.spec.proxy)
 
     @property
     def transfers(self) -> bool | None:
-        """Whether the learning rate transfers to this structure; None where nobody has checked."""
+        """Whether the learning rate transfers to this structure; None where nobody has checked, as of every variant."""
+        if self.variant is not None:
+            return None
         return self.search.transfers.get(operator_name(self.theta)) if self.search.transfers else None
 
     @property
     def dims(self) -> dict[str, Dims]:
         """The axis sizes of each kind of layer, by its name."""
-        return layer_dims(self.theta, self.search.spec.proxy, self.width)
+        return layer_dims(self.theta, self._model_in(self.search), self.width)
 
 
 class WarmStart(Base):

@@ -52,6 +52,7 @@ PAST = (
     Trial.macs,
     Trial.latency,
     Trial.peak_memory,
+    Trial.variant,
 )
 """What proposals see of any trial, by the names of ``PastTrial``."""
 

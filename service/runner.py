@@ -387,7 +387,7 @@ def _search_id(key: str) -> str:
 def _assignment(attempt_id: str, trial: Trial, search: Search) -> Assignment:
     return Assignment(
         key=attempt_id,
-        label=f"{search.name} trial {trial.number} {trial.family}{trial.theta}",
+        label=f"{search.name} trial {trial.number} {trial.family}{trial.theta} {trial.variant or ''}".rstrip(),
         spec=TrialSpec(
             theta=trial.theta,
             proxy=trial.proxy_in(search),

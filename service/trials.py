@@ -11,15 +11,17 @@ from dataclasses import asdict
 from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
+from einlayers.errors import FieldError
 from einlayers.theta import Theta
 from search.plan import Plan
 from search.proposals import Inherited, Proposal, training_seed
 from search.states import AttemptState, SearchState, TrialState
 from search.structure import structure_of
 from search.trial import Outcome, OutcomeKind, Report
+from search.variant import Variant
 from service import events, leases, rankings, repositories, rungs, warm_starts
 from service.clock import now
-from service.errors import BudgetExhausted, WrongState
+from service.errors import BudgetExhausted, InvalidValue, WrongState
 from service.keys import LOCAL, Caller
 from service.leases import Lease
 from service.models import Attempt, Measurement, Origin, Reason, Search, Trial
@@ -57,6 +59,7 @@ def add(session: Session, search: Search, proposal: Proposal, origin: Origin = O
         replicate=proposal.replicate,
         origin=origin,
         theta=structure.theta,
+        variant=structure.variant,
         family=structure.family,
         width=structure.width,
         digest=proposal.digest,
@@ -101,11 +104,14 @@ def _rate(proposal: Proposal) -> float:
     return proposal.proxy.base_lr
 
 
-def enqueue(session: Session, search_id: str, theta: Theta, caller: Caller = LOCAL) -> Trial:
+def enqueue(
+    session: Session, search_id: str, theta: Theta, caller: Caller = LOCAL, *, variant: Variant | None = None
+) -> Trial:
     """Add a structure of the user's own to a search; where the search has it already, one more replicate of it. What its
     warm start has trained is taken over, and takes nothing of the budget.
 
     Raises:
+        InvalidValue: the proxy has no such variant.
         NotFound, Forbidden: there is no such search, or it is somebody else's.
         WrongState: the search is ending or has ended, or trains a plan.
         BudgetExhausted: every trial that the budget pays for is there.
@@ -118,7 +124,10 @@ def enqueue(session: Session, search_id: str, theta: Theta, caller: Caller = LOC
         raise WrongState(f"search {search.id} trains what its plan lists; it takes no other trials")
     if search.awaits_calibration:
         raise WrongState(f"search {search.id} waits for the calibration {search.calibration_id}; add trials after it")
-    structure = structure_of(theta, search.spec.proxy)
+    try:
+        structure = structure_of(theta, search.spec.proxy, variant)
+    except FieldError as error:
+        raise InvalidValue("/variant", error) from error
     reused = warm_starts.to_reuse(session, search, structure.digest)
     if reused is None and search.num_unproposed == 0:
         raise BudgetExhausted(search.id)
@@ -126,7 +135,7 @@ def enqueue(session: Session, search_id: str, theta: Theta, caller: Caller = LOC
         number=search.num_trials,
         replicate=repositories.num_replicates(session, search.id, structure.digest),
         structure=structure,
-        proxy=search.spec.proxy,
+        proxy=structure.on(search.spec.proxy),
         digest=structure.digest,
         seed=reused.seed if reused else training_seed(search.spec, search.num_trials),
         history_size=search.num_finished,

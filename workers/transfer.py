@@ -26,7 +26,7 @@ def param_groups(model: nn.Module, settings: ProxySpec) -> list[Group]:
     """
     if settings.base_lr is None:
         raise FieldError("base_lr", expected="the calibrated learning rate of the proxy", got=None)
-    tuned_on = replace(settings, depth=settings.base_depth or settings.depth)
+    tuned_on = replace(settings, depth=settings.base_depth or settings.depth, thetas=None)
     with torch.random.fork_rng():  # of the model that the rate was tuned on, only the shapes count
         base = proxy_for(tuned_on).build(NAMED["dense"], settings.nearest_width(settings.base_width))
     return optim.param_groups(

@@ -7,7 +7,7 @@ a structure cost what the dense model costs, its parameters, its MACs, and the l
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar, Self
@@ -20,7 +20,7 @@ from einlayers.scaling import branch_scale
 from einlayers.taxonomy import ideal_macs, layer_cost, padded_macs
 from einlayers.theta import NAMED, Theta
 from search.checks import Flag, Number, Whole, check_number, check_whole
-from search.proxies.shapes import LayerShape, Mixture, ModelCost
+from search.proxies.shapes import GroupName, GroupThetas, LayerShape, Mixture, ModelCost
 
 NAMED_BY_KIND: ConfigDict = {"extra": "forbid", "json_schema_extra": {"required": ["kind"]}}
 """How a proxy is told apart in JSON; one of them alone need not say its kind, or nobody could tell which one is meant."""
@@ -41,13 +41,15 @@ class ProxySettings(ABC):
     own (2310.02244).
 
     ``weight_norm`` caps each factor of a structured layer at its initial scale and gives it a gain (2406.06248, section
-    4.3). ``mixture`` makes mixtures of experts of the layers.
+    4.3). ``mixture`` makes mixtures of experts of the layers. ``thetas`` are the structures of groups of layers that do not
+    have that of the trial.
 
     The initialisation of a trial follows from its seed, and so does the order of its data, unless ``data_seed`` says that
     all trials see the same.
 
     Raises:
-        FieldError: a value is outside its range, or there are both mixtures and a norm of their weights.
+        FieldError: a value is outside its range, or there are both mixtures and a norm of their weights; or ``thetas`` says
+            the structure of a group that there is not, or leaves none to the trial.
     """
 
     kind: str
@@ -63,6 +65,7 @@ class ProxySettings(ABC):
     base_depth: Whole | None = None
     weight_norm: Flag = False
     mixture: Mixture | None = None
+    thetas: GroupThetas | None = None
     data_seed: Whole | None = None
 
     SHIPPED_LR: ClassVar[float]
@@ -87,11 +90,14 @@ class ProxySettings(ABC):
             check_whole("data_seed", self.data_seed, 0, 2**63 - 1)
         if self.weight_norm and self.mixture is not None:
             raise FieldError("weight_norm", expected="false where there is a mixture", got=True)
+        if not set(self.group_thetas) < set(self.groups):
+            expected = f"structures of some, but not all, groups of the model's layers, {' and '.join(self.groups)}"
+            raise FieldError("thetas", expected=expected, got=list(self.group_thetas))
 
     @property
     def plain(self) -> Self:
         """The same model of plain layers: its dense form is what every structure is compared with."""
-        return replace(self, weight_norm=False, mixture=None)
+        return replace(self, weight_norm=False, mixture=None, thetas=None)
 
     @property
     def tuned_on(self) -> Self:
@@ -123,6 +129,20 @@ class ProxySettings(ABC):
         """How often an example passes through a replaceable layer."""
         return 1
 
+    @property
+    def groups(self) -> tuple[GroupName, ...]:
+        """The groups that the replaceable layers form."""
+        return tuple(dict.fromkeys(layer.group for layer in self.layers(self.width_step)))
+
+    @property
+    def group_thetas(self) -> Mapping[GroupName, Theta]:
+        """The structures of the groups that do not have that of the trial."""
+        return self.thetas.given if self.thetas else {}
+
+    def theta_of(self, group: GroupName, theta: Theta) -> Theta:
+        """The structure of the layers of a group, in the model of structure ``theta``."""
+        return self.group_thetas.get(group, theta)
+
     @abstractmethod
     def layers(self, width: int) -> tuple[LayerShape, ...]:
         """The replaceable layers of the model."""
@@ -133,10 +153,11 @@ class ProxySettings(ABC):
 
     def cost(self, theta: Theta, width: int) -> ModelCost:
         """Parameters and MACs per example of the model whose layers have the structure ``theta``."""
-        gains = 2 if self.weight_norm and not theta.is_dense else 0
 
         def one(layer: LayerShape) -> ModelCost:
-            cost = layer_cost(theta, layer.d_in, layer.d_out)
+            own = self.theta_of(layer.group, theta)
+            cost = layer_cost(own, layer.d_in, layer.d_out)
+            gains = 2 if self.weight_norm and not own.is_dense else 0
             return ModelCost(params=cost.params + gains, macs=cost.macs)
 
         return self._cost(width, one)
@@ -145,7 +166,8 @@ class ProxySettings(ABC):
         """About the MACs of ``cost``: those of layers whose axes could have any size."""
 
         def one(layer: LayerShape) -> ModelCost:
-            return ModelCost(params=0, macs=round(ideal_macs(theta, layer.d_in, layer.d_out)))
+            own = self.theta_of(layer.group, theta)
+            return ModelCost(params=0, macs=round(ideal_macs(own, layer.d_in, layer.d_out)))
 
         return self._cost(width, one).macs
 
@@ -153,7 +175,7 @@ class ProxySettings(ABC):
         """The share of the MACs of the replaceable layers that goes into padding: see ``padded_macs``."""
 
         def padded(layer: LayerShape) -> ModelCost:
-            return ModelCost(params=0, macs=padded_macs(theta, layer.d_in, layer.d_out))
+            return ModelCost(params=0, macs=padded_macs(self.theta_of(layer.group, theta), layer.d_in, layer.d_out))
 
         others = self._cost(width, lambda _: ModelCost(params=0, macs=0)).macs
         return (self._cost(width, padded).macs - others) / (self.cost(theta, width).macs - others)

@@ -18,6 +18,7 @@ _LATER: Mapping[str, object] = {
     "head_aligned_rank": None,
     "mixture": None,
     "outputs": 1,
+    "thetas": None,
 }
 """Options that there were not from the beginning, each with the value of a proxy that does not ask for it: such a proxy is
 what it was before, so that what was measured then still counts."""

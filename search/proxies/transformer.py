@@ -43,7 +43,7 @@ class AttentionSettings(ProxySettings):
 
     def layers(self, width: int) -> tuple[LayerShape, ...]:
         """Attention's q, k, v and output, unless they are aligned with the heads, and the two of the feed-forward blocks."""
-        attention = LayerShape(name="attention", d_in=width, d_out=width, count=4 * self.depth)
+        attention = LayerShape(name="attention", group="attention", d_in=width, d_out=width, count=4 * self.depth)
         feed_forward = feed_forward_layers(width, self.depth)
         return feed_forward if self.head_aligned_rank else (attention, *feed_forward)
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from einlayers.linear import EinsumLinear
 from einlayers.theta import NAMED
 from search.proxies.registry import ProxySpec
-from search.proxies.shapes import Mixture
+from search.proxies.shapes import GroupThetas, Mixture
 from workers.proxies.registry import proxy_for
 from workers.task import Batch, Task
 from workers.workspace import Workspace
@@ -34,6 +34,12 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "depth rule": {"base_depth": 4},
     "aligned heads": {"head_aligned_rank": 2},
     "aligned heads and weight norm": {"head_aligned_rank": 1, "weight_norm": True},
+    "dense attention": {"thetas": GroupThetas(attention=NAMED["dense"])},
+    "other attention and weight norm": {"thetas": GroupThetas(attention=NAMED["low-rank"]), "weight_norm": True},
+    "other blocks and mixtures": {
+        "thetas": GroupThetas(feed_forward=NAMED["monarch"]),
+        "mixture": Mixture(of="feed_forward", num_experts=2, top_k=1),
+    },
     "aligned heads and mixtures": {"head_aligned_rank": 1, "mixture": Mixture(num_experts=2, top_k=1)},
 }
 """What a model's layers may be asked to be."""
@@ -42,7 +48,7 @@ CASES = pytest.mark.parametrize(
     ("name", "option"),
     [(name, "plain") for name in NAMED]
     + [("btt", option) for option in [*OPTIONS][1:]]
-    + [("dense", "mixtures of layers")],
+    + [("dense", "mixtures of layers"), ("dense", "other attention and weight norm")],
 )
 
 
@@ -56,7 +62,7 @@ class ProxyContract:
     @pytest.fixture
     def optional(self, settings: ProxySpec, option: str) -> ProxySpec:
         """The settings with an option, or as they are where the model has no such thing."""
-        known = {field.name for field in fields(settings)}
+        known = {field.name for field in fields(settings)} - ({"thetas"} if len(settings.groups) == 1 else set())
         return replace(settings, **{key: value for key, value in OPTIONS[option].items() if key in known})
 
     @CASES

@@ -60,6 +60,19 @@ class TestBest:
         server.says(json_answer(search()), json_answer({"items": [ranked(1), ranked(2)]}))
         assert "latency" not in einsearch("best", "5f").out
 
+    def test_shows_what_trials_change_of_their_proxy_where_any_does(self, server: Scripted, einsearch: Type) -> None:
+        theta = {"alpha": 1.0, "beta": 0.0, "gamma": 0.0, "delta": 0.0, "epsilon": 1.0, "phi": 0.0, "rho": 0.25}
+        thetas = {"attention": None, "feed_forward": theta}
+        changed = ranked(1, variant={"num_experts": 8, "top_k": 1, "thetas": None})
+        own = ranked(3, variant={"num_experts": None, "top_k": None, "thetas": thetas})
+        server.says(json_answer(search()), json_answer({"items": [changed, ranked(2, variant=None), own]}))
+        out = einsearch("best", "5f").out
+        assert "8 experts, 1 active" in out
+        assert "feed-forward" in out
+        assert "variant: what a trial changes of the model of the search's proxy." in out
+        server.says(json_answer(search()), json_answer({"items": [ranked(1)]}))
+        assert "variant" not in einsearch("best", "5f").out
+
     @pytest.mark.parametrize(("truthful", "verdict"), [(True, "truthful;"), (False, "NOT truthful;")])
     def test_says_how_far_the_order_can_be_trusted(
         self, server: Scripted, einsearch: Type, truthful: bool, verdict: str
@@ -238,6 +251,17 @@ class TestSteering:
         server.says(json_answer({"id": "5f-7"}, 201))
         assert einsearch("enqueue", "5f", "monarch").out == "5f-7\n"
         assert b'"alpha":0.5' in server.asked[0].body
+
+    def test_enqueues_it_with_other_numbers_of_experts(self, server: Scripted, einsearch: Type) -> None:
+        server.says(json_answer({"id": "5f-7"}, 201))
+        einsearch("enqueue", "5f", "monarch", "--num-experts", "8", "--top-k", "1")
+        assert json.loads(server.asked[0].body)["variant"] == {"num_experts": 8, "top_k": 1}
+
+    def test_enqueues_it_with_another_structure_for_attention(self, server: Scripted, einsearch: Type) -> None:
+        server.says(json_answer({"id": "5f-7"}, 201))
+        einsearch("enqueue", "5f", "monarch", "--attention", "dense")
+        thetas = json.loads(server.asked[0].body)["variant"]["thetas"]
+        assert (set(thetas), thetas["attention"]["phi"]) == ({"attention"}, 1.0)
 
     def test_excludes_for_a_reason(self, server: Scripted, einsearch: Type) -> None:
         assert einsearch("exclude", "5f-7").status == 2

@@ -2,18 +2,20 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from einlayers.errors import FieldError
-from einlayers.theta import NAMED, Theta
+from einlayers.taxonomy import layer_cost
+from einlayers.theta import AXES, NAMED, Theta
 from search.proxies.char_lm import CharLM
 from search.proxies.identity import is_shipped, task_digest
 from search.proxies.image_vit import ImageViT
 from search.proxies.registry import ProxySpec
 from search.proxies.regression import Regression
-from search.proxies.shapes import LayerShape, Mixture, ModelCost
+from search.proxies.shapes import GroupThetas, LayerShape, Mixture, ModelCost
 from search.studies.baseline import Baseline
 from search.studies.calibration import Calibration
 from search.studies.scaling import ScalingStudy
@@ -27,7 +29,7 @@ class TestMixture:
     @pytest.mark.parametrize("facts", golden.mixtures(), ids=lambda facts: f"{facts.d}-{facts.num_experts}")
     def test_costs_what_the_papers_say_it_does(self, facts: golden.Mixture) -> None:
         mixture = Mixture(num_experts=facts.num_experts, top_k=facts.top_k)
-        layer = LayerShape(name="attention", d_in=facts.d, d_out=facts.d, count=1)
+        layer = LayerShape(name="attention", group="attention", d_in=facts.d, d_out=facts.d, count=1)
         single = 2 * facts.d * facts.m  # a BTT of rank 1: two factors of d sqrt(d)
         assert mixture.cost(layer, ModelCost(params=single, macs=single)) == ModelCost(
             params=facts.params + facts.gate_params, macs=facts.macs + facts.gate_macs
@@ -97,6 +99,69 @@ class TestDepthRule:
         assert deep.tuned_on == CharLM(depth=2)
         assert is_shipped(deep)
         assert not is_shipped(CharLM(depth=6))
+
+
+class TestGroupThetas:
+    DENSE, BTT = NAMED["dense"], NAMED["btt"]
+
+    @pytest.mark.parametrize("option", [{}, {"weight_norm": True}, {"mixture": MIXTURE}], ids=str)
+    def test_cost_what_the_layers_of_each_group_cost(self, option: dict[str, Any]) -> None:
+        proxy = CharLM(depth=3, **option)
+        mixed = replace(proxy, thetas=GroupThetas(attention=self.DENSE))
+        one, other = (proxy.cost(theta, 32) for theta in (self.DENSE, self.BTT))
+        inside = replace(proxy, thetas=GroupThetas(feed_forward=self.DENSE))
+        # What one gains by its attention, the other loses.
+        for each in ("params", "macs"):
+            halves = getattr(mixed.cost(self.BTT, 32), each) + getattr(inside.cost(self.BTT, 32), each)
+            assert halves == getattr(one, each) + getattr(other, each)
+        assert mixed.cost(self.BTT, 32) not in (one, other)
+
+    def test_are_counted_layer_by_layer(self) -> None:
+        mixed = CharLM(depth=3, thetas=GroupThetas(attention=self.DENSE))
+        # Four dense matrices of 32 x 32 for as many BTTs.
+        saved = layer_cost(self.BTT, 32, 32)
+        plain, found = CharLM(depth=3).cost(self.BTT, 32), mixed.cost(self.BTT, 32)
+        assert found.params - plain.params == 12 * (32 * 32 - saved.params)
+        assert found.macs - plain.macs == 12 * (32 * 32 - saved.macs)
+
+    @pytest.mark.parametrize("group", ["attention", "feed_forward"])
+    @pytest.mark.parametrize("name", NAMED)
+    def test_make_models_as_expensive_as_the_plain_dense_one(self, name: str, group: str) -> None:
+        proxy = CharLM(dense_width=48, thetas=GroupThetas(**{group: NAMED[name]}))
+        target = CharLM(dense_width=48).cost(self.DENSE, 48).macs
+        gaps = {width: abs(proxy.cost(self.BTT, width).macs - target) for width in range(4, 400, 4)}
+        assert proxy.width_for(self.BTT) == min(gaps, key=lambda width: (gaps[width], width))
+
+    def test_are_not_those_of_the_plain_model(self) -> None:
+        proxy = CharLM(thetas=GroupThetas(attention=self.BTT))
+        assert proxy.plain == proxy.tuned_on == CharLM()
+        assert is_shipped(proxy)
+        assert task_digest(proxy) != task_digest(CharLM())
+
+    @pytest.mark.parametrize(
+        ("proxy", "thetas"),
+        [
+            (CharLM(), {"attention": BTT, "feed_forward": BTT}),
+            (CharLM(head_aligned_rank=1), {"attention": BTT}),
+            (CharLM(head_aligned_rank=1), {"feed_forward": BTT}),
+            (Regression(), {"attention": BTT}),
+            (Regression(), {"feed_forward": BTT}),
+        ],
+        ids=["both", "aligned", "the rest", "an mlp", "all of an mlp"],
+    )
+    def test_leave_something_to_the_trial(self, proxy: ProxySpec, thetas: dict[str, Theta]) -> None:
+        with pytest.raises(FieldError, match=r"^thetas: expected structures of some, but not all, groups"):
+            replace(proxy, thetas=GroupThetas(**thetas))
+
+    def test_are_json(self) -> None:
+        exponents = dict(zip(AXES, self.BTT.exponents, strict=True))
+        proxy = PROXIES.validate_python({"kind": "char_lm", "thetas": {"attention": exponents}})
+        assert proxy == CharLM(thetas=GroupThetas(attention=self.BTT))
+        assert PROXIES.validate_json(PROXIES.dump_json(proxy)) == proxy
+        assert hash(proxy) == hash(CharLM(thetas=GroupThetas(attention=self.BTT.swapped())))
+        for wrong in ({}, {"heads": exponents}, {"attention": {"alpha": 1}}, {"attention": None}, 3):
+            with pytest.raises(ValidationError):
+                PROXIES.validate_python({"kind": "char_lm", "thetas": wrong})
 
 
 class TestPlain:

@@ -8,10 +8,12 @@ import pytest
 from einlayers.errors import FieldError
 from einlayers.theta import NAMED, Theta
 from search.axes import Axes, Bounds, SubspaceName
+from search.cube import MixtureAxes, WholeRange
 from search.designs import GRIDS, PAPERS_GRID, GridName
 from search.plan import Plan, Run
 from search.proposals import PastTrial, Proposal, check_space, derive_seed, propose
 from search.proxies.char_lm import CharLM
+from search.proxies.shapes import Mixture
 from search.racing import Racing
 from search.samplers.base import Observation
 from search.samplers.registry import make_sampler
@@ -20,6 +22,7 @@ from search.space import SUBSPACES, Unit
 from search.spec import Budget, Constraints, Objective, ObjectiveName, SearchSpec, Space
 from search.states import TrialState
 from search.structure import structure_of
+from search.variant import Variant
 
 TINY = CharLM(dense_width=8, num_heads=1, depth=1, context=8, batch_size=1, train_flops=1e6, base_lr=5e-3)
 
@@ -272,6 +275,113 @@ class TestAxes:
         proposals = _search(_spec(space, sampler, replicates=2), 9)
         assert [proposal.replicate for proposal in proposals] == [0, 1]
         assert proposals[0].structure.theta.exponents == pytest.approx((0.75, 0, 0.25, 0, 0.75, 0.25, 0.25))
+
+
+class TestMixtures:
+    """Numbers of experts beside theta."""
+
+    AXES = MixtureAxes(num_experts=WholeRange(min=2, max=8), top_k=WholeRange(min=1, max=2))
+    SPARSE = replace(TINY, mixture=Mixture(num_experts=4, top_k=2))
+
+    def spec(self, sampler: SamplerSpec, space: Space, replicates: int = 1) -> SearchSpec:
+        spec = replace(_spec(sampler=sampler, replicates=replicates), proxy=self.SPARSE)
+        return replace(spec, space=replace(space, mixture=self.AXES))
+
+    @samplers
+    def test_are_within_their_ranges_and_say_what_is_trained(self, sampler: SamplerSpec) -> None:
+        for proposal in _search(self.spec(sampler, Space()), 15):
+            variant, mixture = proposal.structure.variant, proposal.proxy.mixture
+            assert variant is not None
+            assert mixture is not None
+            assert (variant.num_experts, variant.top_k) == (mixture.num_experts, mixture.top_k)
+            assert 1 <= mixture.top_k <= 2 <= mixture.num_experts <= 8
+            cost = proposal.proxy.cost(proposal.structure.theta, proposal.structure.width)
+            assert proposal.structure.cost == cost
+            assert proposal.pending.variant == variant
+
+    @samplers
+    def test_are_searched_with_every_structure_until_all_are_known(self, sampler: SamplerSpec) -> None:
+        proposals = _search(self.spec(sampler, Space(subspace="low-rank")), 40)
+        assert len({proposal.digest for proposal in proposals}) == len(proposals) == 40
+        assert len({proposal.structure.variant for proposal in proposals}) > 5
+
+    def test_of_seeds_are_those_of_the_proxy(self) -> None:
+        (seed, *_) = _search(self.spec(Random(), Space(seeds=("btt",))), 2)
+        assert (seed.structure.variant, seed.proxy) == (None, self.SPARSE)
+
+    def test_stay_those_of_a_replicate(self) -> None:
+        proposals = _search(self.spec(Random(), Space(), replicates=2), 6, lambda p: replace(p.pending, loss=1.0))
+        for first, second in (proposals[:2], proposals[2:4], proposals[4:]):
+            assert (first.digest, first.structure, first.proxy) == (second.digest, second.structure, second.proxy)
+
+    def test_are_what_the_sampler_sees(self) -> None:
+        seen = list[Unit]()
+
+        class Watching:
+            learns = True
+
+            def ask(
+                self, observed: Sequence[Observation], pending: Sequence[Unit], num_coordinates: int, seed: int
+            ) -> Iterator[Unit]:
+                seen.extend(pending)
+                yield (0.9,) * num_coordinates
+
+        spec = self.spec(Random(), Space(subspace="low-rank"))
+        history = [proposal.pending for proposal in _search(spec, 4, lambda p: p.pending)]
+        proposal = propose(spec, history, Watching)
+        assert proposal is not None
+        assert [spec.cube.to_design(unit).variant for unit in seen] == [past.variant for past in history]
+        assert proposal.structure.variant == Variant(num_experts=7, top_k=2)
+
+    def test_can_be_bounded_by_what_they_cost(self) -> None:
+        fixed = replace(self.spec(Random(), Space(subspace="low-rank")), proxy=replace(self.SPARSE, width=8))
+        params = [proposal.structure.cost.params for proposal in _search(fixed, 12)]
+        bound = sorted(params)[6]
+        space = replace(fixed.space, constraints=Constraints(params_max=bound))
+        assert max(proposal.structure.cost.params for proposal in _search(replace(fixed, space=space), 6)) <= bound
+        check_space(replace(fixed, space=space))
+        with pytest.raises(FieldError, match="none does, with params from"):
+            check_space(replace(fixed, space=replace(space, constraints=Constraints(params_max=1))))
+
+
+class TestGroups:
+    """A theta of its own for attention."""
+
+    SPEC = _spec(Space(subspace="btt", groups=("attention",), seeds=("dense", "btt")))
+
+    @samplers
+    def test_have_structures_of_the_subspace(self, sampler: SamplerSpec) -> None:
+        proposals = _search(replace(self.SPEC, sampler=sampler), 15)
+        assert [proposal.structure.variant for proposal in proposals[:2]] == [None, None]
+        for proposal in proposals[2:]:
+            variant = proposal.structure.variant
+            assert variant is not None
+            assert set(variant.group_thetas) == {"attention"}
+            for theta in (proposal.structure.theta, variant.group_thetas["attention"]):
+                assert SUBSPACES["btt"].to_unit(theta) is not None
+            cost = proposal.proxy.cost(proposal.structure.theta, proposal.structure.width)
+            assert (proposal.proxy, proposal.structure.cost) == (variant.on(TINY), cost)
+        assert len({proposal.digest for proposal in proposals}) == 15
+
+    def test_are_learnt_from_one_by_one(self) -> None:
+        # Losses that fall with the rank of attention alone, or rise with it: attention must follow.
+        def rank(past: PastTrial) -> float:
+            assert past.variant is not None
+            return past.variant.group_thetas["attention"].rho
+
+        def ranks(sign: int) -> float:
+            spec = replace(self.SPEC, sampler=Tpe(startup_trials=8), space=replace(self.SPEC.space, seeds=()))
+            found = _search(
+                spec, 30, lambda p: replace(p.pending, state=TrialState.COMPLETED, loss=sign * rank(p.pending))
+            )
+            return sum(rank(proposal.pending) for proposal in found[8:])
+
+        assert ranks(-1) > 1.5 * ranks(1)
+
+    def test_can_be_recomputed_from_the_history_alone(self) -> None:
+        proposals = _search(self.SPEC, 8, lambda p: replace(p.pending, state=TrialState.COMPLETED, loss=1.0))
+        history = [replace(p.pending, state=TrialState.COMPLETED, loss=1.0) for p in proposals]
+        assert [_next(self.SPEC, history[:number]) for number in range(8)] == proposals
 
 
 class TestReplicates:

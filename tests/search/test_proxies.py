@@ -89,9 +89,9 @@ class TestVocabulary:
 class TestLayers:
     def test_are_four_of_attention_and_two_of_feed_forward_a_block(self) -> None:
         assert CharLM(depth=3).layers(32) == (
-            LayerShape(name="attention", d_in=32, d_out=32, count=12),
-            LayerShape(name="up", d_in=32, d_out=128, count=3),
-            LayerShape(name="down", d_in=128, d_out=32, count=3),
+            LayerShape(name="attention", group="attention", d_in=32, d_out=32, count=12),
+            LayerShape(name="up", group="feed_forward", d_in=32, d_out=128, count=3),
+            LayerShape(name="down", group="feed_forward", d_in=128, d_out=32, count=3),
         )
 
 

@@ -9,9 +9,12 @@ from einlayers.errors import FieldError
 from einlayers.taxonomy import Taxonomy
 from einlayers.theta import NAMED
 from search.axes import Axes, Bounds
+from search.cube import MixtureAxes, WholeRange
 from search.plan import Plan, Run
 from search.proxies.char_lm import CharLM, FileCorpus
-from search.proxies.shapes import ModelCost
+from search.proxies.registry import ProxySpec
+from search.proxies.regression import Regression
+from search.proxies.shapes import GroupName, GroupThetas, Mixture, ModelCost
 from search.racing import Racing
 from search.sampling import CmaEs, Gp, Grid, NsgaII, Qmc, Random, RayTune, SamplerSpec, Tpe
 from search.space import SUBSPACES
@@ -305,6 +308,74 @@ class TestAxes:
         space = TypeAdapter(Space).validate_json('{"axes": {"gamma": {"min": 0.125}, "phi": 0.25, "rho": 0}}')
         fixed = Axes(gamma=Bounds(min=0.125), phi=Bounds(min=0.25, max=0.25), rho=Bounds(min=0, max=0))
         assert space == Space(axes=fixed)
+
+
+class TestMixtureOfTheSpace:
+    AXES = MixtureAxes(num_experts=WholeRange(min=2, max=16), top_k=WholeRange(min=1, max=4))
+    SPARSE = CharLM(mixture=Mixture(num_experts=8, top_k=2))
+
+    def test_adds_its_coordinates(self) -> None:
+        plain, mixed = _spec(proxy=self.SPARSE), _spec(proxy=self.SPARSE, space=Space(mixture=self.AXES))
+        assert mixed.cube.num_coordinates == plain.cube.num_coordinates + 2
+
+    def test_is_refused_without_a_mixture(self) -> None:
+        error = _refused("space", lambda: _spec(space=Space(mixture=self.AXES)))
+        assert "of mixture none where the proxy has no mixture" in error.expected
+
+    @pytest.mark.parametrize(
+        ("axes", "why"),
+        [
+            (MixtureAxes(num_experts=WholeRange(min=1, max=16)), "of num_experts at least 2 experts"),
+            (MixtureAxes(top_k=WholeRange(min=1, max=9)), "of top_k at most the 8 experts that there are"),
+        ],
+    )
+    def test_is_refused_where_the_proxy_contradicts_it(self, axes: MixtureAxes, why: str) -> None:
+        assert why in _refused("space", lambda: _spec(proxy=self.SPARSE, space=Space(mixture=axes))).expected
+
+    @pytest.mark.parametrize("sampler", [Grid(), Plan(runs=(Run(theta=NAMED["btt"]),))], ids=["grid", "plan"])
+    def test_is_refused_for_lists_of_structures(self, sampler: SamplerSpec) -> None:
+        error = _refused("sampler", lambda: _spec(proxy=self.SPARSE, space=Space(mixture=self.AXES), sampler=sampler))
+        assert error.got == sampler.kind
+
+    def test_is_json(self) -> None:
+        text = '{"name": "x", "budget": {"max_trials": 1}, "proxy": {"kind": "char_lm", "mixture": {}}, "space": %s}'
+        space = '{"mixture": {"num_experts": {"min": 2, "max": 16}, "top_k": {"min": 1, "max": 4}}}'
+        sent = SPEC.validate_json(text % space)
+        assert sent.space.mixture == self.AXES
+        assert SPEC.validate_json(SPEC.dump_json(sent)) == sent
+        for wrong in ('{"mixture": {}}', '{"mixture": {"top_k": 2}}', '{"mixture": {"top_k": {"min": 2}}}'):
+            with pytest.raises(ValidationError):
+                SPEC.validate_json(text % wrong)
+
+
+class TestGroupsOfTheSpace:
+    @pytest.mark.parametrize("group", ["attention", "feed_forward"])
+    def test_add_the_coordinates_of_the_region(self, group: GroupName) -> None:
+        assert _spec(space=Space(groups=(group,))).cube.num_coordinates == 2 * _spec().cube.num_coordinates
+
+    @pytest.mark.parametrize(
+        ("proxy", "groups", "free"),
+        [
+            (Regression(), ("feed_forward",), "feed_forward"),
+            (Regression(), ("attention",), "feed_forward"),
+            (CharLM(), ("attention", "feed_forward"), "attention, feed_forward"),
+            (CharLM(head_aligned_rank=1), ("attention",), "feed_forward"),
+            (CharLM(thetas=GroupThetas(attention=NAMED["dense"])), ("attention",), "feed_forward"),
+            (CharLM(thetas=GroupThetas(attention=NAMED["dense"])), ("feed_forward",), "feed_forward"),
+        ],
+    )
+    def test_are_refused_where_they_leave_nothing_or_are_not_there(
+        self, proxy: ProxySpec, groups: tuple[GroupName, ...], free: str
+    ) -> None:
+        error = _refused("space", lambda: _spec(proxy=proxy, space=Space(groups=groups)))
+        assert error.expected == f"groups that are some, but not all, of those that the proxy leaves open: {free}"
+
+    def test_are_there_once(self) -> None:
+        assert _refused("groups", lambda: Space(groups=("attention", "attention"))).expected == "every group once"
+
+    @pytest.mark.parametrize("sampler", [Grid(), Plan(runs=(Run(theta=NAMED["btt"]),))], ids=["grid", "plan"])
+    def test_are_refused_for_lists_of_structures(self, sampler: SamplerSpec) -> None:
+        _refused("sampler", lambda: _spec(space=Space(groups=("attention",)), sampler=sampler))
 
 
 class TestConstraints:

@@ -21,12 +21,14 @@ from workers.models.linears import dense_linear, linear_factory, mixture_factory
 class Layers:
     """What makes the layers of a model's blocks.
 
-    ``linear`` makes single layers, of which the rest consists; but ``feed_forward``, if there is one, makes whole
-    feed-forward blocks of a width, and where there is a ``head_aligned_rank`` attention has layers of its own.
+    ``linear`` makes single layers, of which the rest consists; but ``attention``, if there is one, makes those of attention,
+    ``feed_forward`` makes whole feed-forward blocks of a width, and where there is a ``head_aligned_rank`` attention has
+    layers of its own.
     ``branch_scale`` is what the model multiplies its residual branches by.
     """
 
     linear: LinearFactory = dense_linear
+    attention: LinearFactory | None = None
     feed_forward: Callable[[int], nn.Module] | None = None
     head_aligned_rank: int | None = None
     weight_norm: bool = False
@@ -35,7 +37,7 @@ class Layers:
     def make_attention(self, width: int, num_heads: int, *, causal: bool) -> Attention:
         """Self-attention of a width."""
         if self.head_aligned_rank is None:
-            return Attention(width, num_heads, self.linear, causal=causal)
+            return Attention(width, num_heads, self.attention or self.linear, causal=causal)
         return head_aligned_attention(
             width, num_heads, causal=causal, rank=self.head_aligned_rank, weight_norm=self.weight_norm
         )
@@ -60,20 +62,22 @@ class FeedForward(nn.Module):
 
 
 def layers_of(settings: ProxySettings, theta: Theta) -> Layers:
-    """The layers of structure ``theta`` as these settings want them."""
-    mixture = settings.mixture
-    linear, feed_forward = linear_factory(theta, weight_norm=settings.weight_norm), None
-    if mixture is not None and mixture.of == "layers":
-        linear = mixture_factory(theta, mixture)
-    elif mixture is not None:
-        feed_forward = _feed_forward_mixture(theta, mixture)
+    """The layers of structure ``theta``, or of those of their groups, as these settings want them."""
+    mixture, inner = settings.mixture, settings.theta_of("feed_forward", theta)
     return Layers(
-        linear=linear,
-        feed_forward=feed_forward,
+        linear=_factory(settings, inner),
+        attention=_factory(settings, settings.theta_of("attention", theta)),
+        feed_forward=_feed_forward_mixture(inner, mixture) if mixture and mixture.of == "feed_forward" else None,
         head_aligned_rank=settings.head_aligned_rank if isinstance(settings, AttentionSettings) else None,
         weight_norm=settings.weight_norm,
         branch_scale=settings.branch_scale,
     )
+
+
+def _factory(settings: ProxySettings, theta: Theta) -> LinearFactory:
+    if settings.mixture is not None and settings.mixture.of == "layers":
+        return mixture_factory(theta, settings.mixture)
+    return linear_factory(theta, weight_norm=settings.weight_norm)
 
 
 def _feed_forward_mixture(theta: Theta, mixture: Mixture) -> Callable[[int], nn.Module]:
