@@ -287,7 +287,7 @@ def _candidates(
     # Of a single structure there is nothing to sample.
     if not isinstance(spec.sampler, Grid) and cube.num_coordinates:
         sampler = make_sampler()
-        observed, pending = _seen(spec, [*inherited, *history]) if sampler.learns else ([], [])
+        observed, pending = seen(spec, [*inherited, *history]) if sampler.learns else ([], [])
         asked = sampler.ask(observed, pending, cube.num_coordinates, _proposal_seed(spec, len(history)))
         yield from map(cube.to_design, islice(asked, _SAMPLER_TRIES))
     yield from _possible(spec, len(history))
@@ -300,7 +300,7 @@ def _possible(spec: SearchSpec, number: int) -> Iterator[Design]:
         designs = GRIDS[spec.sampler.designs]
         yield from (Design(theta=theta) for theta in designs if cube.to_unit(theta) is not None)
     else:
-        even = _even_points(cube.num_coordinates, _proposal_seed(spec, number))
+        even = even_points(cube.num_coordinates, _proposal_seed(spec, number))
         yield from map(cube.to_design, islice(even, _EVEN_TRIES if cube.num_coordinates else 1))
 
 
@@ -308,7 +308,7 @@ def _proposal_seed(spec: SearchSpec, number: int) -> int:
     return derive_seed(spec.sampler.seed, "proposal", number)
 
 
-def _even_points(num_coordinates: int, seed: int) -> Iterator[Unit]:
+def even_points(num_coordinates: int, seed: int) -> Iterator[Unit]:
     """Points that fill the cube evenly, from a random start: an additive recurrence with the generalised golden ratio.
 
     Even, so that a region of share p is met within about 1/p points and not only probably.
@@ -322,8 +322,8 @@ def _even_points(num_coordinates: int, seed: int) -> Iterator[Unit]:
         yield tuple((start[i] + n * ratio ** -(i + 1)) % 1 for i in range(num_coordinates))
 
 
-def _seen(spec: SearchSpec, history: Sequence[PastTrial]) -> tuple[list[Observation], list[Unit]]:
-    """The history in the sampler's coordinates, without designs from outside of the space."""
+def seen(spec: SearchSpec, history: Sequence[PastTrial]) -> tuple[list[Observation], list[Unit]]:
+    """What was tried and what is being tried, in the sampler's coordinates, without designs from outside of the space."""
     cube = spec.cube
     placed = [(past, cube.to_unit(past.theta, past.variant)) for past in history]
     observed = [

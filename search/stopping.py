@@ -73,16 +73,20 @@ class MedianRule(_Stopping):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Convergence:
     """When a search ends by itself: when the last ``patience`` trials to end have lowered its best loss by no more than
-    ``min_improvement``, as a share of it."""
+    ``min_improvement``, as a share of it; without a patience, when one more trial, of the most promising structure, is
+    expected to lower it by no more (``search.convergence``)."""
 
-    patience: Whole
+    patience: Whole | None = None
     min_improvement: Number = 0.0
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        check_whole("patience", self.patience, 1, 100_000)
+        if self.patience is not None:
+            check_whole("patience", self.patience, 1, 100_000)
         check_number("min_improvement", self.min_improvement, 0, 1)
+        if self.patience is None and self.min_improvement == 0:
+            raise FieldError("patience", expected="a patience, or a min_improvement above 0", got=None)
 
 
 PrunerSpec = Annotated[NoPruner | SuccessiveHalving | Hyperband | MedianRule, Discriminator("kind")]

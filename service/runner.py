@@ -17,6 +17,7 @@ from dataclasses import replace
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session
 
+from search.convergence import has_converged
 from search.proposals import Proposal, propose
 from search.samplers.registry import make_sampler
 from search.spec import Resources
@@ -255,6 +256,9 @@ class Runner:
         history = self._histories.setdefault(search.id, History())
         history.refresh(self._database, search)
         past, inherited, num_to_train = list(history.trials), history.inherited, 0
+        if has_converged(search.spec, past, inherited):
+            self._propose_no_more(search, Reason.CONVERGED)
+            return proposals
         # Outside of any transaction: a sampler may take its time, and nobody else should have to wait for it.
         began = ended = time.perf_counter()
         while num_to_train < number and ended - began < _PROPOSE_SECONDS:
@@ -305,6 +309,10 @@ class Runner:
     def _conclude(self, session: Session, search: Search) -> None:
         searches.conclude(session, search)
         logger.info("search %s ended: %s, %s", search.id, search.state, search.reason)
+
+    def _propose_no_more(self, search: Search, reason: Reason) -> None:
+        with self._database.write() as session:
+            leases.held(session, self._leases[search.id]).reason = reason
 
     def _explain_waiting(self, search: Search, reason: str | None) -> None:
         if search.waiting_for != reason:

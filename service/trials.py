@@ -272,7 +272,7 @@ def end(session: Session, search: Search, trial: Trial, state: TrialState, reaso
 
 def _has_converged(session: Session, search: Search) -> bool:
     convergence = search.spec.convergence
-    if convergence is None or search.best_loss is None:
+    if convergence is None or convergence.patience is None or search.best_loss is None:
         return False
     session.flush()
     num_before = repositories.begin_of_last(session, search.id, convergence.patience)

@@ -33,8 +33,19 @@ def downgrade() -> None:
 
 
 def _in_old_words(spec: dict[str, Any]) -> dict[str, Any]:
-    new = {"proxy": {"thetas"}, "reference": {"thetas"}, "space": {"mixture", "groups"}}
-    parts = {part: _without(spec[part], names) for part, names in new.items() if spec.get(part) is not None}
+    new = {
+        "proxy": {"thetas"},
+        "reference": {"thetas"},
+        "space": {"mixture", "groups", "axes", "ties"},
+        "structures": {"spread"},
+    }
+    parts: dict[str, Any] = {
+        part: _without(spec[part], names) for part, names in new.items() if isinstance(spec.get(part), dict)
+    }
+    if (space := parts.get("space")) and "constraints" in space:
+        space["constraints"] = _without(space["constraints"], {"padding_max"})
+    if (convergence := spec.get("convergence")) and convergence["patience"] is None:
+        parts["convergence"] = None
     return {**spec, **parts}
 
 

@@ -106,7 +106,7 @@ SEARCHES = [
     _case("/racing", {"max_replicates": 1}, "expected a whole number from 2 to 100", "/racing/max_replicates"),
     _case("/racing", {"confidence": 1}, "expected a number from 0.5 to 0.999", "/racing/confidence"),
     _case("/racing", {"replicates": 3}, "Unexpected keyword argument", "/racing/replicates"),
-    _case("/convergence", {}, MISSING, "/convergence/patience"),
+    _case("/convergence", {}, "a patience, or a min_improvement above 0", "/convergence/patience"),
     _case("/pruner", {"kind": "median", "reduction": 2}, "Unexpected keyword argument", "/pruner/reduction"),
     _case(
         "/space/subspace",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from einlayers.theta import NAMED
+from search.convergence import LEAST_OBSERVED
 from search.proposals import PastTrial, propose
 from search.racing import Racing
 from search.samplers.registry import make_sampler
@@ -87,6 +88,15 @@ class TestBudget:
         losses = [trial.loss or 0.0 for trial in trials_of(database, search_id)]
         assert 4 <= len(losses) < 50
         assert losses.index(min(losses)) == len(losses) - 4
+
+    def test_is_not_spent_where_nothing_is_expected_any_more(
+        self, database: Database, workspace: Workspace, corpora_dir: Path
+    ) -> None:
+        # No structure of this proxy is ten times as good as another.
+        search_id = submit(database, spec_of(50, convergence=Convergence(min_improvement=0.9)), corpora_dir)
+        run(database, LocalPool(workspace))
+        assert ending(database, search_id) == (SearchState.COMPLETED, Reason.CONVERGED)
+        assert len(trials_of(database, search_id)) == LEAST_OBSERVED
 
     def test_of_one_trial_is_one_trial(self, database: Database, workspace: Workspace, corpora_dir: Path) -> None:
         search_id = submit(database, spec_of(1, concurrency=4), corpora_dir)
