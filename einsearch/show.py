@@ -32,8 +32,8 @@ def show_best(console: Console, search: Search, best: Best) -> None:
     """The best structures of a search as a table, and how sure that is."""
     ranked = best["items"]
     _show_ranked(console, search, ranked, f"Best structures of {_named(search)}")
-    if best["confidence"] is not None:
-        console.print(f"#1 is the best with a probability {probability_of(best['confidence'])}{_than_next(ranked)}.")
+    if (confidence := best.get("confidence")) is not None:
+        console.print(f"#1 is the best with a probability {probability_of(confidence)}{_than_next(ranked)}.")
 
 
 def show_comparison(console: Console, comparison: Comparison) -> None:

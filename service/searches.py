@@ -101,7 +101,8 @@ def estimate(session: Session, spec: SearchSpec, corpora_dir: Path | None) -> Es
     Raises:
         InvalidValue: see ``validate`` and ``warm_starts.sources``.
     """
-    warm_starts.sources(session, calibrations.find(session, spec.proxy).applied_to(spec))
+    if spec.warm_start:
+        warm_starts.sources(session, calibrations.find(session, spec.proxy).applied_to(spec))
     return validate(spec, corpora_dir)
 
 

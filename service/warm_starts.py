@@ -57,10 +57,10 @@ def record(session: Session, search: Search, sources: Sequence[Search]) -> None:
     ]
     session.add_all(rows)
     session.flush()
-    region = search.spec.space.region
+    cube = search.spec.cube
     for (number, _), result in _distinct(_read(session, search.id)).items():
         rows[number].num_results += 1
-        rows[number].num_in_space += region.to_unit(result.theta) is not None
+        rows[number].num_in_space += cube.to_unit(result.theta, result.variant) is not None
 
 
 def of(session: Session, search_ids: Collection[str]) -> Mapping[str, Sequence[WarmStart]]:

@@ -5,7 +5,7 @@ import gzip
 import math
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -162,10 +162,11 @@ def write_rows(rows: Sequence[Row], path: Path = TABLE) -> None:
 
 
 def recorded(path: Path = TABLE) -> Table:
-    """The table of these runs."""
+    """The table of these runs, without those of dense: every search has it beside it, and none looks for it."""
     curves: dict[Theta, list[Curve]] = {}
     for row in read_rows(path):
-        curves.setdefault(row.theta, []).append(row.losses)
+        if not row.theta.is_dense:
+            curves.setdefault(row.theta, []).append(row.losses)
     return Table(curves)
 
 
@@ -175,5 +176,8 @@ def _text(theta: Theta) -> str:
 
 
 def _unit(theta: Theta) -> tuple[float, ...]:
-    unit = SUBSPACES["full"].to_unit(theta)
-    return unit if unit is not None else SUBSPACES["full"].to_unit(NAMED["dense"]) or ()
+    """Its place in the full space, with the greatest rank that costs no more than dense if its own does."""
+    theta = theta.canonical()
+    unit = SUBSPACES["full"].to_unit(replace(theta, rho=min(theta.rho, theta.alpha, theta.epsilon)))
+    assert unit is not None, "every structure without more parameters than dense is in the full space"
+    return unit

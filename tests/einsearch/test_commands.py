@@ -54,10 +54,10 @@ class TestBest:
 
     def test_shows_what_steps_cost_where_that_was_measured(self, server: Scripted, einsearch: Type) -> None:
         measured = [ranked(1, latency=0.0125, peak_memory=3 * 2**20), ranked(2, latency=None, peak_memory=None)]
-        server.says(json_answer(search()), json_answer({"items": measured}))
+        server.says(json_answer(search()), json_answer(best(*measured)))
         out = einsearch("best", "5f").out
         assert all(text in out for text in ("latency", "12.50 ms", "peak memory", "3.0 MiB"))
-        server.says(json_answer(search()), json_answer({"items": [ranked(1), ranked(2)]}))
+        server.says(json_answer(search()), json_answer(best(ranked(1), ranked(2))))
         assert "latency" not in einsearch("best", "5f").out
 
     def test_shows_what_trials_change_of_their_proxy_where_any_does(self, server: Scripted, einsearch: Type) -> None:
@@ -65,12 +65,12 @@ class TestBest:
         thetas = {"attention": None, "feed_forward": theta}
         changed = ranked(1, variant={"num_experts": 8, "top_k": 1, "thetas": None})
         own = ranked(3, variant={"num_experts": None, "top_k": None, "thetas": thetas})
-        server.says(json_answer(search()), json_answer({"items": [changed, ranked(2, variant=None), own]}))
+        server.says(json_answer(search()), json_answer(best(changed, ranked(2, variant=None), own)))
         out = einsearch("best", "5f").out
         assert "8 experts, 1 active" in out
         assert "feed-forward" in out
         assert "variant: what a trial changes of the model of the search's proxy." in out
-        server.says(json_answer(search()), json_answer({"items": [ranked(1)]}))
+        server.says(json_answer(search()), json_answer(best(ranked(1))))
         assert "variant" not in einsearch("best", "5f").out
 
     @pytest.mark.parametrize(("truthful", "verdict"), [(True, "truthful;"), (False, "NOT truthful;")])
