@@ -16,7 +16,7 @@ demo: $(READY)  ## start the embedded service, run a first search on real text, 
 	$(BIN)/einsearch demo examples/first_search.json
 
 test: $(READY)  ## the tests, against SQLite, Postgres where its binaries are, and a real local Ray
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder
 
 check: $(READY)  ## format, lint, types, import contracts, migrations
 	$(BIN)/ruff format --check $(CODE)
