@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from api.auth import Reader, Submitter
+from api.bodies import SearchChanges
 from api.deps import AppDatabase, AppSettings, ComparedTrial, Paging, Reading, SearchId, Writing
 from api.errors import responses
 from api.idempotency import Idempotent
@@ -15,7 +16,6 @@ from api.schemas import (
     HypervolumeResource,
     ListOf,
     RankedResource,
-    SearchChanges,
     SearchResource,
 )
 from search.spec import SearchSpec

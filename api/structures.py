@@ -3,10 +3,11 @@
 from fastapi import APIRouter
 
 from api.auth import Reader
+from api.bodies import DescribeRequest
 from api.deps import Paging, Reading
 from api.errors import responses
 from api.filters import StructureFilters
-from api.schemas import DescribeRequest, ListOf, PresetResource, PresetsResource, StructureResource
+from api.schemas import ListOf, PresetResource, PresetsResource, StructureResource
 from search.proxies.presets import PRESETS
 from service import listings
 from service.describe import Description, describe

@@ -5,11 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from api.auth import Reader, Submitter
+from api.bodies import ExclusionRequest, TrialRequest
 from api.deps import Paging, Reading, SearchId, TrialId, Writing
 from api.errors import responses
 from api.filters import TrialFilters
 from api.idempotency import Idempotent
-from api.schemas import ExclusionRequest, ListOf, MeasurementResource, TrialRequest, TrialResource, page_of
+from api.schemas import ListOf, MeasurementResource, TrialResource, page_of
 from service import listings, repositories, trials
 from service.listings import Metric
 
