@@ -16,6 +16,7 @@ demo: $(READY)  ## start the embedded service, run a first search on real text, 
 	$(BIN)/einsearch demo examples/first_search.json
 
 test: $(READY)  ## the tests, against SQLite, Postgres where its binaries are, and a real local Ray
+	@# One process more than there are cores here: a third of the time of the tests is waiting for processes.
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder
 
 check: $(READY)  ## format, lint, types, import contracts, migrations

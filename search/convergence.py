@@ -39,7 +39,7 @@ def has_converged(spec: SearchSpec, history: Sequence[PastTrial], inherited: Seq
 
 def expected_improvement(observed: Sequence[Observation], seed: int) -> float:
     """By which share the loss of the best structure is expected to fall at the most promising point, at least 0; infinite
-    while too little is known to say."""
+    while too little is known to say. Where a loss is not positive there are no shares: by how much."""
     known = [(each.unit, each.loss) for each in observed if each.loss is not None]
     if len(known) < max(LEAST_OBSERVED, 4 * len(known[0][0]) if known else 0):
         return math.inf
