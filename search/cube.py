@@ -11,8 +11,10 @@ from itertools import islice
 from typing import ClassVar
 
 from einlayers.errors import FieldError
+from einlayers.taxonomy import taxonomy
 from einlayers.theta import Theta
 from search.checks import Whole, check_whole
+from search.designs import GRIDS
 from search.proxies.registry import ProxySpec
 from search.proxies.shapes import MAX_EXPERTS, GroupName, GroupThetas
 from search.space import Region, Unit
@@ -182,6 +184,20 @@ class Cube:
             return None
         return place + numbers + others
 
+    def describe(self, unit: Unit) -> tuple[float, ...]:
+        """The features that tell what the design at a point is: the exponents of every structure and their taxonomy, of the
+        two forms of a structure that with beta at most alpha; and the coordinates of the mixture."""
+        design = self.to_design(unit)
+        size = self.region.num_coordinates
+        thetas = [design.theta, *(design.variant.group_thetas.values() if design.variant else ())]
+        return (*unit[size : size + self._num_numbers], *(feature for theta in thetas for feature in _features(theta)))
+
+    @property
+    def landmarks(self) -> tuple[Unit, ...]:
+        """The points of the known designs that the search can choose; not of dense, beside which every search stands."""
+        thetas = dict.fromkeys(theta for grid in GRIDS.values() for theta in grid if not theta.is_dense)
+        return tuple(unit for theta in thetas if (unit := self.to_unit(theta)) is not None)
+
     @property
     def _num_numbers(self) -> int:
         return self.experts.num_coordinates if self.experts else 0
@@ -213,3 +229,9 @@ class Cube:
 def _place(axes: ExpertAxes, num_experts: int, top_k: int) -> Unit | None:
     # Every ask places the whole history anew, as ``search.space`` says.
     return axes.to_unit(num_experts, top_k)
+
+
+def _features(theta: Theta) -> tuple[float, ...]:
+    folded = theta if theta.beta <= theta.alpha else theta.swapped()
+    coordinates = taxonomy(theta)
+    return (*folded.exponents, coordinates.omega, coordinates.psi, coordinates.nu)

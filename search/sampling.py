@@ -39,8 +39,9 @@ class Tpe(_Seeded):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gp(_Seeded):
-    """Gaussian process with expected improvement: the most from few trials. An ask costs more and more, an eighth of a
-    second after 100 trials; after ``max_observed`` it goes on as ``tpe``."""
+    """Gaussian process with expected improvement over what structures are: the most from few trials. Until
+    ``startup_trials`` every second one is a known design, and the others are random. An ask costs more and more, about a
+    tenth of a second after 100 trials; after ``max_observed`` it goes on as ``tpe``."""
 
     kind: Literal["gp"] = "gp"
     startup_trials: Whole = 10

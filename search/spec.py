@@ -16,7 +16,7 @@ from search.proxies.char_lm import CharLM
 from search.proxies.registry import ProxySpec
 from search.proxies.shapes import GroupName
 from search.racing import Racing
-from search.sampling import CmaEs, Grid, RayTune, SamplerSpec, Tpe
+from search.sampling import CmaEs, Gp, Grid, RayTune, SamplerSpec
 from search.space import SUBSPACES, Region
 from search.stopping import Convergence, NoPruner, PrunerSpec
 from search.structure import Structure
@@ -235,7 +235,7 @@ class SearchSpec:
     budget: Budget
     proxy: ProxySpec = field(default_factory=CharLM)
     space: Space = field(default_factory=Space)
-    sampler: SamplerSpec = field(default_factory=Tpe)
+    sampler: SamplerSpec = field(default_factory=Gp)
     pruner: PrunerSpec = field(default_factory=NoPruner)
     convergence: Convergence | None = None
     objectives: tuple[Objective, ...] = (Objective(),)

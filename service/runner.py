@@ -263,7 +263,9 @@ class Runner:
         began = ended = time.perf_counter()
         while num_to_train < number and ended - began < _PROPOSE_SECONDS:
             started = ended
-            proposal = propose(search.spec, past, lambda: make_sampler(search.spec.sampler), inherited)
+            proposal = propose(
+                search.spec, past, lambda: make_sampler(search.spec.sampler, search.spec.cube), inherited
+            )
             proposals.append(proposal)
             ended = time.perf_counter()
             self.stats = replace(self.stats, ask=self.stats.ask.observe(ended - started))

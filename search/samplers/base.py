@@ -1,7 +1,7 @@
 """The contract of every sampler: history in, a point of the unit cube out; the same arguments give the same point."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from search.space import Unit
@@ -33,3 +33,26 @@ class Sampler(Protocol):
         Endless; the first is the best, the others are for when it is refused, because its structure is known already.
         """
         ...
+
+
+def with_substitutes(observed: Sequence[Observation]) -> Sequence[Observation]:
+    """The same points, those that lack values with the worst seen: for samplers that would otherwise propose them again.
+
+    Where no point has all of its values, those for one objective have none, and those for several are left out.
+    """
+    whole = [each for each in observed if each.loss is not None]
+    if not whole:
+        # With several objectives there is no way to say that nothing is known of a point.
+        return [each for each in observed if not each.others]
+    loss = _worst(each.loss for each in whole)
+    others = [_worst(values) for values in zip(*(each.others for each in whole), strict=True)]
+    return [_filled(each, loss, others) if each.loss is None else each for each in observed]
+
+
+def _worst(values: Iterable[float | None]) -> float:
+    return max(value for value in values if value is not None)
+
+
+def _filled(observation: Observation, loss: float, others: Sequence[float]) -> Observation:
+    pairs = zip(observation.others, others, strict=True)
+    return replace(observation, loss=loss, others=tuple(other if own is None else own for own, other in pairs))

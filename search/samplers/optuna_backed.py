@@ -4,8 +4,7 @@ Rebuilding costs milliseconds and buys that a proposal depends on nothing but it
 be recomputed. Optuna's own storage is not used: our tables are the truth.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from types import MappingProxyType
 
@@ -14,7 +13,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from search.samplers.base import Observation
+from search.samplers.base import Observation, with_substitutes
 from search.space import Unit
 
 _HIGHEST_LOSS = 1e100
@@ -63,7 +62,7 @@ class OptunaBacked:
         space: dict[str, BaseDistribution] = {f"u{i}": FloatDistribution(0, 1) for i in range(num_coordinates)}
         num_others = len(observed[0].others) if observed else 0
         study = optuna.create_study(sampler=self._make(seed), directions=["minimize"] * (1 + num_others))
-        told = _with_substitutes(observed) if self._worst_for_none or num_others else observed
+        told = with_substitutes(observed) if self._worst_for_none or num_others else observed
         study.add_trials([self._ended(i, each, space) for i, each in enumerate(told)])
         study.add_trials([_running(len(told) + i, unit, space) for i, unit in enumerate(pending)])
         while True:
@@ -79,25 +78,6 @@ class OptunaBacked:
         loss = min(_HIGHEST_LOSS, max(-_HIGHEST_LOSS, observation.loss))
         attributes = {} if self._generation is None else {_GENERATION: number // self._generation}
         return _trial(number, observation.unit, space, TrialState.COMPLETE, (loss, *others), attributes=attributes)
-
-
-def _with_substitutes(observed: Sequence[Observation]) -> Sequence[Observation]:
-    whole = [each for each in observed if each.loss is not None]
-    if not whole:
-        # With several objectives there is no way to say that nothing is known of a point.
-        return [each for each in observed if not each.others]
-    loss = _worst(each.loss for each in whole)
-    others = [_worst(values) for values in zip(*(each.others for each in whole), strict=True)]
-    return [_filled(each, loss, others) if each.loss is None else each for each in observed]
-
-
-def _worst(values: Iterable[float | None]) -> float:
-    return max(value for value in values if value is not None)
-
-
-def _filled(observation: Observation, loss: float, others: Sequence[float]) -> Observation:
-    pairs = zip(observation.others, others, strict=True)
-    return replace(observation, loss=loss, others=tuple(other if own is None else own for own, other in pairs))
 
 
 def _running(number: int, unit: Unit, space: dict[str, BaseDistribution]) -> FrozenTrial:

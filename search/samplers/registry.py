@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping
 
-from optuna.samplers import GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
 
+from search.cube import Cube
 from search.samplers.base import Sampler
 from search.samplers.capped import Capped
 from search.samplers.optuna_backed import OptunaBacked
@@ -11,22 +12,20 @@ from search.samplers.thinned import Thinned
 from search.sampling import CmaEs, Gp, NsgaII, Qmc, Random, RayTune, SamplerSpec, Tpe
 
 
-def make_sampler(spec: SamplerSpec) -> Sampler:
-    """The sampler that ``spec`` describes."""
-    return _MAKERS[type(spec)](spec)
+def make_sampler(spec: SamplerSpec, cube: Cube | None = None) -> Sampler:
+    """The sampler that ``spec`` describes, for points of ``cube``; without one, points are nothing but points."""
+    return _gp(spec, cube) if isinstance(spec, Gp) else _MAKERS[type(spec)](spec)
 
 
 def _tpe(startup_trials: int) -> Sampler:
     return Thinned(OptunaBacked(lambda seed: TPESampler(seed=seed, n_startup_trials=startup_trials)))
 
 
-def _gp(spec: Gp) -> Sampler:
-    # Losses are noisy: the process must not pass through every one of them.
-    gp = OptunaBacked(
-        lambda seed: GPSampler(seed=seed, n_startup_trials=spec.startup_trials, deterministic_objective=False),
-        worst_for_none=True,
-    )
-    return Capped(first=gp, then=_tpe(spec.startup_trials), max_observed=spec.max_observed)
+def _gp(spec: Gp, cube: Cube | None) -> Sampler:
+    from search.samplers import gp
+
+    first = gp.Gp(spec.startup_trials, cube.describe, cube.landmarks) if cube else gp.Gp(spec.startup_trials)
+    return Capped(first=first, then=_tpe(spec.startup_trials), max_observed=spec.max_observed)
 
 
 def _nsga_ii(spec: NsgaII) -> Sampler:
@@ -41,7 +40,7 @@ def _nsga_ii(spec: NsgaII) -> Sampler:
     )
 
 
-# What the next two stand on takes half a second to load: the runner waits for it when such a search comes, not at its start.
+# What these stand on takes up to half a second to load: the runner waits for it when such a search comes, not at its start.
 def _cma_es(_: CmaEs) -> Sampler:
     from search.samplers import cma_es
 
@@ -63,7 +62,6 @@ def _ray_tune(spec: RayTune) -> Sampler:
 
 _MAKERS: Mapping[type, Callable[..., Sampler]] = {
     Tpe: lambda spec: _tpe(spec.startup_trials),
-    Gp: _gp,
     CmaEs: _cma_es,
     NsgaII: _nsga_ii,
     Qmc: _qmc,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from search.samplers.base import Observation, Sampler
 from search.space import Unit
 
-MAX_OBSERVED = 1000
+MAX_OBSERVED = 500
 _MOST_BEST = 100
 """Four times as many as TPE ever counts as good (25), so that its good points are those of the whole history."""
 

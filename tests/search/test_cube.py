@@ -10,8 +10,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from einlayers.errors import FieldError
+from einlayers.taxonomy import taxonomy
 from einlayers.theta import NAMED, Theta
 from search.cube import Cube, ExpertAxes, MixtureAxes, WholeRange
+from search.designs import PAPERS_GRID
 from search.proxies.char_lm import CharLM
 from search.proxies.registry import ProxySpec
 from search.proxies.shapes import GroupThetas, Mixture
@@ -292,3 +294,56 @@ def test_named_designs_are_placed_with_the_numbers_of_the_proxy() -> None:
         experts=ExpertAxes(num_experts=whole_range(2, 4), top_k=whole_range(1, 2)),
     )
     assert all(cube.to_unit(theta) is None for theta in NAMED.values())
+
+
+class TestFeatures:
+    """What a surrogate compares designs by."""
+
+    @given(unit=units(5))
+    def test_are_those_of_the_structure_in_one_of_its_forms(self, unit: tuple[float, ...]) -> None:
+        cube = Cube(region=SUBSPACES["full"], proxy=CharLM())
+        theta, features = cube.to_design(unit).theta, cube.describe(unit)
+        assert features[:7] in (theta.exponents, theta.swapped().exponents)
+        assert features[1] <= features[0]
+        found = taxonomy(theta)
+        assert features[7:] == (found.omega, found.psi, found.nu)
+
+    @given(unit=units(5))
+    def test_are_the_same_wherever_on_a_face_the_point_is(self, unit: tuple[float, ...]) -> None:
+        cube = Cube(region=SUBSPACES["full"], proxy=CharLM())
+        middle = cube.to_unit(cube.to_design(unit).theta)
+        assert middle is not None
+        # Where alpha and beta are equal, either form has beta at most alpha.
+        assume(cube.describe(unit)[0] - cube.describe(unit)[1] > 1e-6)
+        assert cube.describe(middle) == pytest.approx(cube.describe(unit), abs=1e-6)
+
+    def test_are_of_all_that_is_chosen(self) -> None:
+        axes = ExpertAxes(num_experts=whole_range(2, 32), top_k=whole_range(1, 4))
+        cube = Cube(region=SUBSPACES["btt"], proxy=SPARSE, experts=axes, groups=("attention",))
+        middle = (0.6,) * cube.num_coordinates
+        assert len(cube.describe(middle)) == 2 * 10 + 2
+        for axis in range(cube.num_coordinates):
+            moved = tuple(0.95 if i == axis else u for i, u in enumerate(middle))
+            assert cube.describe(moved) != cube.describe(middle)
+
+
+class TestLandmarks:
+    @pytest.mark.parametrize("name", SUBSPACES)
+    def test_are_the_known_designs_that_can_be_chosen(self, name: str) -> None:
+        cube = Cube(region=SUBSPACES[name], proxy=CharLM())
+        thetas = [cube.to_design(unit).theta for unit in cube.landmarks]
+        known = {*NAMED.values(), *PAPERS_GRID} - {NAMED["dense"]}
+        for theta in known:
+            assert any(are_near(theta, each) for each in thetas) == (cube.to_unit(theta) is not None)
+        assert len(thetas) == sum(cube.to_unit(theta) is not None for theta in known)
+        assert not any(theta.is_dense for theta in thetas)
+
+    def test_have_the_mixture_of_the_proxy_and_one_structure_for_all_layers(self) -> None:
+        axes = ExpertAxes(num_experts=whole_range(2, 32), top_k=whole_range(1, 4))
+        cube = Cube(region=SUBSPACES["full"], proxy=SPARSE, experts=axes, groups=("attention",))
+        assert len(cube.landmarks) > 20
+        for unit in cube.landmarks:
+            design = cube.to_design(unit)
+            assert design.variant is not None
+            assert design.variant.numbers(Mixture()) == (8, 2)
+            assert design.variant.group_thetas["attention"] == design.theta

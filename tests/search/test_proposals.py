@@ -49,7 +49,7 @@ def _spec(
 
 
 def _next(spec: SearchSpec, history: list[PastTrial]) -> Proposal | None:
-    return propose(spec, history, lambda: make_sampler(spec.sampler))
+    return propose(spec, history, lambda: make_sampler(spec.sampler, spec.cube))
 
 
 def _past(proposal: Proposal, state: TrialState = TrialState.COMPLETED, loss: float | None = None) -> PastTrial:

@@ -53,7 +53,7 @@ def _structure(taxonomy: Taxonomy, cost: ModelCost, padding: float = 0.0) -> Str
 class TestSearchSpec:
     def test_needs_a_name_and_a_budget_only(self) -> None:
         spec = _spec()
-        assert (spec.proxy, spec.space, spec.sampler, spec.pruner) == (CharLM(), Space(), Tpe(), NoPruner())
+        assert (spec.proxy, spec.space, spec.sampler, spec.pruner) == (CharLM(), Space(), Gp(), NoPruner())
         assert (spec.objectives, spec.replicates, spec.concurrency) == ((Objective(),), 1, 2)
         assert spec.resources == Resources(cpus=1, gpus=0)
 

@@ -46,7 +46,7 @@ def _inherited(
 
 
 def _next(spec: SearchSpec, history: Sequence[PastTrial], inherited: Sequence[Inherited] = ()) -> Proposal:
-    proposal = propose(spec, history, lambda: make_sampler(spec.sampler), inherited)
+    proposal = propose(spec, history, lambda: make_sampler(spec.sampler, spec.cube), inherited)
     assert proposal is not None
     return proposal
 
@@ -199,11 +199,11 @@ class TestReuse:
     def test_serves_what_the_sampler_proposes(self) -> None:
         spec = _spec(space=Space(subspace="low-rank"))
         history: list[PastTrial] = []
-        while proposal := propose(spec, history, lambda: make_sampler(spec.sampler)):
+        while proposal := propose(spec, history, lambda: make_sampler(spec.sampler, spec.cube)):
             history.append(_end(proposal, 1.0))
         inherited = [_inherited(past.theta, number) for number, past in enumerate(history)]
         again: list[PastTrial] = []
-        while proposal := propose(spec, again, lambda: make_sampler(spec.sampler), inherited):
+        while proposal := propose(spec, again, lambda: make_sampler(spec.sampler, spec.cube), inherited):
             assert proposal.reused is not None
             again.append(proposal.pending)
         assert {past.digest for past in again} == {past.digest for past in history}

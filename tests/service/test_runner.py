@@ -282,7 +282,7 @@ class TestProposals:
         assert any(trial.replicate for trial in trials)
         read = search_of(database, search_id).spec
         for trial in trials:
-            proposal = propose(read, _history_of(trial, trials), lambda: make_sampler(read.sampler))
+            proposal = propose(read, _history_of(trial, trials), lambda: make_sampler(read.sampler, read.cube))
             assert proposal is not None
             assert proposal.number == trial.number
             assert proposal.replicate == trial.replicate

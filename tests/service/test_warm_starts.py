@@ -312,7 +312,10 @@ class TestRunner:
             history = [past for _, past in repositories.history(session, search_id)]
         for trial in found:
             proposal = propose(
-                search.spec, history[: trial.number], lambda: make_sampler(search.spec.sampler), inheritance.results
+                search.spec,
+                history[: trial.number],
+                lambda: make_sampler(search.spec.sampler, search.spec.cube),
+                inheritance.results,
             )
             assert proposal is not None
             assert (proposal.structure.theta, proposal.seed) == (trial.theta, trial.seed)

@@ -1,11 +1,14 @@
+import math
+import random
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import pytest
 
 from search.samplers.base import Observation, Sampler
+from search.samplers.gp import Gp as GaussianProcess
 from search.samplers.registry import make_sampler
 from search.samplers.thinned import MAX_OBSERVED, Thinned
 from search.sampling import CmaEs, Gp, NsgaII, Qmc, Random, RayTune, SamplerSpec, Tpe
@@ -67,7 +70,7 @@ class TestThinned:
         assert places == sorted(places)
         assert set(sorted(history, key=_loss)[:100]) <= set(shown)
         gaps = [later - earlier for earlier, later in pairwise(places)]
-        assert max(gaps) <= 12
+        assert max(gaps) <= math.ceil(len(history) / (MAX_OBSERVED - 100))
 
 
 class TestRayTuneOptuna(SamplerContract):
@@ -121,6 +124,45 @@ class TestGp(SamplerContract):
         ]
         proposals = [next(sampler.ask(history, [], 2, seed)) for seed in range(4)]
         assert all(unit[0] < 0.6 for unit in proposals)
+
+    def test_begins_with_the_farthest_landmark_every_second_time(self) -> None:
+        corners = ((0.1, 0.1), (0.9, 0.1), (0.2, 0.2), (0.9, 0.9))
+        gp = GaussianProcess(startup_trials=10, landmarks=corners)
+        history = list[Observation]()
+        for number in range(10):
+            history.append(Observation(unit=next(gp.ask(history, [], 2, number)), loss=1.0))
+        units = [each.unit for each in history]
+        assert units[0] in corners
+        assert {*units[0::2]} >= {*corners}
+        assert {*units[1::2]}.isdisjoint(corners)
+        assert next(gp.ask(history[:1], [units[1]], 2, 2)) == units[2]
+
+    def test_knows_designs_by_their_features(self) -> None:
+        family = ((0.12, 0.83), (0.57, 0.31), (0.91, 0.64))
+        history = [Observation(unit=unit, loss=1 + random.Random(str(unit)).random()) for unit in _points(20)]
+        history += [Observation(unit=unit, loss=0.1) for unit in family[:2]]
+        assert next(GaussianProcess(startup_trials=10).ask(history, [], 2, 0)) not in family
+        told = GaussianProcess(
+            startup_trials=10, describe=lambda unit: (*unit, float(unit in family)), landmarks=family
+        )
+        assert next(told.ask(history, [], 2, 0)) == family[2]
+
+    @pytest.mark.parametrize("loss", [1e3, 1e6, 1e300])
+    def test_learns_the_same_of_a_structure_that_does_not_learn_at_all(self, sampler: Sampler, loss: float) -> None:
+        history = _searched(Random(), 0)
+        worst = max(history, key=_loss)
+        told = [replace(each, loss=loss) if each is worst else each for each in history]
+        other = [replace(each, loss=1e2) if each is worst else each for each in history]
+        assert next(sampler.ask(told, [], 2, 0)) == next(sampler.ask(other, [], 2, 0))
+
+    def test_proposes_nothing_again_nor_anything_beside_what_is_pending(self, sampler: Sampler) -> None:
+        history = _searched(Random(), 0)
+        asked = list(islice(sampler.ask(history, [(0.7, 0.3)], 2, 0), 20))
+        known = [*(each.unit for each in history), (0.7, 0.3)]
+        for number, unit in enumerate(asked):
+            assert all(
+                max(abs(a - b) for a, b in zip(unit, other, strict=True)) > 0.01 for other in known + asked[:number]
+            )
 
 
 class TestCmaEs(SamplerContract):
@@ -274,6 +316,11 @@ def _shown(history: list[Observation]) -> list[Observation]:
 def _line(length: int) -> list[Observation]:
     """Points whose losses come in no order."""
     return [Observation(unit=(i / length,), loss=float(i * 7919 % length)) for i in range(length)]
+
+
+def _points(number: int) -> list[Unit]:
+    draw = random.Random(number)
+    return [(draw.random(), draw.random()) for _ in range(number)]
 
 
 def _later_loss(spec: SamplerSpec, seeds: Iterable[int]) -> float:
