@@ -69,11 +69,11 @@ def stops(
 
 
 def _stop(table: Table, pruner: str, seed: int, num_trials: int) -> Stopped:
-    return stopped_race(CONTESTANTS[DEFAULT](seed), table, seed, num_trials, PRUNERS[pruner])
+    return stopped_race(CONTESTANTS[DEFAULT](seed, num_trials), table, seed, num_trials, PRUNERS[pruner])
 
 
 def _race(name: str, objective: Objective, seed: int, num_trials: int) -> list[float]:
-    return race(CONTESTANTS[name](seed), objective, seed, num_trials)
+    return race(CONTESTANTS[name](seed, num_trials), objective, seed, num_trials)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """How long a whole proposal takes after so many trials."""
 
+import math
 import random
 import statistics
 import time
@@ -31,7 +32,7 @@ def asks(sizes: Sequence[int]) -> Iterator[tuple[str, float]]:
 
 def _timed(spec: SearchSpec, history: Sequence[PastTrial]) -> float:
     begun = time.perf_counter()
-    propose(spec, history, lambda: make_sampler(spec.sampler))
+    propose(spec, history, lambda: make_sampler(spec.sampler, spec.cube))
     return time.perf_counter() - begun
 
 
@@ -39,6 +40,6 @@ def _history(size: int) -> list[PastTrial]:
     draw, full, landscape = random.Random(0), SUBSPACES["full"], LANDSCAPES[-1]
     thetas = [full.to_theta(tuple(draw.random() for _ in range(full.num_coordinates))) for _ in range(size)]
     return [
-        PastTrial(theta=theta, digest=str(i), state=TrialState.COMPLETED, loss=landscape.measure(theta, draw))
+        PastTrial(theta=theta, digest=str(i), state=TrialState.COMPLETED, loss=math.exp(landscape.measure(theta, 0, 0)))
         for i, theta in enumerate(thetas)
     ]

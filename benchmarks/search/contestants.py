@@ -11,6 +11,7 @@ from einlayers.theta import Theta
 from search.proposals import PastTrial, propose
 from search.proxies.presets import PRESETS
 from search.proxies.registry import ProxySpec
+from search.racing import Racing
 from search.samplers.registry import make_sampler
 from search.sampling import CmaEs, Gp, Grid, Qmc, Random, RayTune, SamplerSpec, Tpe
 from search.spec import Budget, SearchSpec
@@ -22,10 +23,17 @@ DEFAULT = SearchSpec(name="default", budget=Budget(max_trials=1)).sampler.kind
 """The one that a search uses that names none."""
 
 RANDOM, GRID, NAIVE = "random", "papers' grid", "Optuna's TPE on seven floats"
+RACING = f"{DEFAULT}, and a race"
 
 
 class Contestant(Protocol):
     """Says what to train next, given what was trained; None when it has nothing more."""
+
+    @property
+    def seeds_wanted(self) -> int:
+        """How many trials a structure needs before it is said to be the best; with more than one, structures are asked for
+        again."""
+        ...
 
     def ask(self, history: Sequence[PastTrial]) -> Theta | None:
         """The next structure."""
@@ -33,19 +41,27 @@ class Contestant(Protocol):
 
 
 class OfTheService:
-    """Proposals as the runner makes them: no model twice."""
+    """Proposals as the runner makes them: no model twice, but for the contenders of a race."""
 
-    def __init__(self, sampler: SamplerSpec) -> None:
-        self._spec = SearchSpec(name="benchmark", budget=Budget(max_trials=1), proxy=PROXY, sampler=sampler)
+    def __init__(self, sampler: SamplerSpec, num_trials: int, racing: Racing | None = None) -> None:
+        budget = Budget(max_trials=num_trials)
+        self._spec = SearchSpec(name="benchmark", budget=budget, proxy=PROXY, sampler=sampler, racing=racing)
+
+    @property
+    def seeds_wanted(self) -> int:
+        """See ``Contestant.seeds_wanted``."""
+        return self._spec.seeds_wanted
 
     def ask(self, history: Sequence[PastTrial]) -> Theta | None:
         """See ``Contestant.ask``."""
-        proposal = propose(self._spec, history, lambda: make_sampler(self._spec.sampler))
+        proposal = propose(self._spec, history, lambda: make_sampler(self._spec.sampler, self._spec.cube))
         return None if proposal is None else proposal.structure.theta
 
 
 class Naive:
     """Optuna's defaults on seven numbers from 0 to 1, those of either side divided by their sum; rho as it comes."""
+
+    seeds_wanted = 1
 
     def __init__(self, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -64,15 +80,20 @@ class Naive:
         return Theta.of((*shares, weights[-1])).canonical()
 
 
-CONTESTANTS: Mapping[str, Callable[[int], Contestant]] = {
-    RANDOM: lambda seed: OfTheService(Random(seed=seed)),
-    GRID: lambda seed: OfTheService(Grid(seed=seed)),
-    NAIVE: Naive,
-    "tpe": lambda seed: OfTheService(Tpe(seed=seed)),
-    "gp": lambda seed: OfTheService(Gp(seed=seed)),
-    "cma-es": lambda seed: OfTheService(CmaEs(seed=seed)),
-    "qmc": lambda seed: OfTheService(Qmc(seed=seed)),
-    "Ray Tune's hyperopt": lambda seed: OfTheService(RayTune(searcher="hyperopt", seed=seed)),
-    "Ray Tune's optuna": lambda seed: OfTheService(RayTune(searcher="optuna", seed=seed)),
+def _sampler(make: Callable[[int], SamplerSpec], racing: Racing | None = None) -> Callable[[int, int], Contestant]:
+    return lambda seed, num_trials: OfTheService(make(seed), num_trials, racing)
+
+
+CONTESTANTS: Mapping[str, Callable[[int, int], Contestant]] = {
+    RANDOM: _sampler(lambda seed: Random(seed=seed)),
+    GRID: _sampler(lambda seed: Grid(seed=seed)),
+    NAIVE: lambda seed, _: Naive(seed),
+    "gp": _sampler(lambda seed: Gp(seed=seed)),
+    RACING: _sampler(lambda seed: Gp(seed=seed), Racing()),
+    "tpe": _sampler(lambda seed: Tpe(seed=seed)),
+    "cma-es": _sampler(lambda seed: CmaEs(seed=seed)),
+    "qmc": _sampler(lambda seed: Qmc(seed=seed)),
+    "Ray Tune's hyperopt": _sampler(lambda seed: RayTune(searcher="hyperopt", seed=seed)),
+    "Ray Tune's optuna": _sampler(lambda seed: RayTune(searcher="optuna", seed=seed)),
 }
-"""By name; each is made from a seed."""
+"""By name; each is made from a seed, for so many trials."""

@@ -1,6 +1,7 @@
 """How far the best that a contestant has found is from the best that there is, trial by trial, and how sure that is."""
 
-import random
+import math
+from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
@@ -22,22 +23,21 @@ _RESAMPLES = 2000
 
 def race(contestant: Contestant, objective: Objective, seed: int, num_trials: int) -> list[float]:
     """The regrets of one search. What has nothing more to propose keeps its last one."""
-    draw, history, tried = random.Random(seed), list[PastTrial](), set[Theta]()
+    history, losses = list[PastTrial](), dict[Theta, list[float]]()
     regrets = list[float]()
-    best = np.inf
     while len(regrets) < num_trials:
         asked = contestant.ask(history)
         if asked is None:
             regrets += regrets[-1:] * (num_trials - len(regrets))
             break
-        theta = objective.place(asked, tried)
-        loss = objective.measure(theta, draw)
+        is_again = contestant.seeds_wanted > 1 and asked in losses
+        theta = asked if is_again else objective.place(asked, losses)
+        loss = objective.measure(theta, seed, len(losses.get(theta, ())))
+        losses.setdefault(theta, []).append(loss)
         digest = structure_of(theta, PROXY).digest
-        history.append(PastTrial(theta=theta, digest=digest, state=TrialState.COMPLETED, loss=loss))
-        tried.add(theta)
-        if loss < best:
-            best, regret = loss, objective.truth(theta) - objective.lowest
-        regrets.append(regret)
+        history.append(PastTrial(theta=theta, digest=digest, state=TrialState.COMPLETED, loss=math.exp(loss)))
+        best = min(losses, key=lambda each: (len(losses[each]) < contestant.seeds_wanted, fmean(losses[each])))
+        regrets.append(objective.truth(best) - objective.lowest)
     return regrets
 
 

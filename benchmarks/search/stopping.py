@@ -1,7 +1,6 @@
 """What early stopping costs and saves: whole searches on the recorded table, with and without it."""
 
 import math
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,7 +33,7 @@ class Stopped:
 
 def stopped_race(contestant: Contestant, table: Table, seed: int, num_trials: int, pruner: PrunerSpec) -> Stopped:
     """One search of ``num_trials``, one after the other."""
-    draw, history = random.Random(seed), list[PastTrial]()
+    history = list[PastTrial]()
     climbers: dict[float, list[Climber]] = {share: [] for share in SHARES}
     compute, completed = 0.0, dict[Theta, float]()
     for number in range(num_trials):
@@ -42,7 +41,7 @@ def stopped_race(contestant: Contestant, table: Table, seed: int, num_trials: in
         if asked is None:
             break
         theta = table.place(asked, {past.theta for past in history})
-        digest, curve = structure_of(theta, PROXY).digest, table.curve(theta, draw)
+        digest, curve = structure_of(theta, PROXY).digest, table.curve(theta, seed, 0)
         verdict = None
         for share, loss in zip(SHARES, curve, strict=True):
             climber = Climber(number=number, digest=digest, loss=loss)

@@ -1,7 +1,6 @@
 """The comparison of samplers: what they are compared on, and how regret is counted."""
 
 import math
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,8 +50,9 @@ TABLE = Table(
 class InOrder:
     """Proposes what it is given."""
 
-    def __init__(self, thetas: Sequence[Theta]) -> None:
+    def __init__(self, thetas: Sequence[Theta], seeds_wanted: int = 1) -> None:
         self.thetas = thetas
+        self.seeds_wanted = seeds_wanted
 
     def ask(self, history: Sequence[PastTrial]) -> Theta | None:
         return self.thetas[len(history)] if len(history) < len(self.thetas) else None
@@ -65,10 +65,12 @@ class TestLandscape:
         assert all(landscape.truth(theta) > 0.01 for theta in RandomStructures(count=50, seed=3))
 
     def test_is_measured_with_its_noise(self) -> None:
-        draw, noisy = random.Random(0), Landscape(name="noisy", target=NAMED["btt"], noise_sd=0.1)
-        errors = [noisy.measure(NAMED["monarch"], draw) - noisy.truth(NAMED["monarch"]) for _ in range(400)]
+        theta, noisy = NAMED["monarch"], Landscape(name="noisy", target=NAMED["btt"], noise_sd=0.1)
+        numbers = [(seed, replicate) for seed in range(100) for replicate in range(4)]
+        errors = [noisy.measure(theta, *each) - noisy.truth(theta) for each in numbers]
         assert np.std(errors) == pytest.approx(0.1, rel=0.15)
-        assert QUIET.measure(NAMED["btt"], draw) == QUIET.truth(NAMED["btt"])
+        assert noisy.measure(theta.swapped(), 7, 2) == pytest.approx(noisy.measure(theta, 7, 2))
+        assert QUIET.measure(NAMED["btt"], 0, 0) == QUIET.truth(NAMED["btt"])
 
 
 class TestTable:
@@ -78,8 +80,8 @@ class TestTable:
         assert TABLE.place(near_monarch, {NAMED["monarch"]}) == NAMED["btt"]
 
     def test_measures_one_seed_and_knows_the_mean(self) -> None:
-        measured = {round(TABLE.measure(NAMED["monarch"], random.Random(seed)), 9) for seed in range(20)}
-        assert measured == {1.0, 3.0}
+        measured = {tuple(round(TABLE.measure(NAMED["monarch"], seed, k), 9) for k in range(3)) for seed in range(20)}
+        assert measured == {(1.0, 3.0, 1.0), (3.0, 1.0, 3.0)}
         assert TABLE.truth(NAMED["monarch"]) == pytest.approx(2.0)
         assert TABLE.lowest == pytest.approx(1.6)
 
@@ -107,19 +109,32 @@ class TestTable:
 class TestRegret:
     def test_is_that_of_what_looked_best_and_not_of_what_was(self) -> None:
         class Lucky(Table):
-            def measure(self, theta: Theta, draw: random.Random) -> float:
+            def measure(self, theta: Theta, seed: int, replicate: int) -> float:
                 return math.log(min(curve[-1] for curve in self.curves[theta]))
 
         objective = Lucky(TABLE.curves)
         regrets = race(InOrder([NAMED["low-rank"], NAMED["btt"], NAMED["monarch"]]), objective, 0, 3)
         assert regrets == pytest.approx([2.4, 0.0, 0.4])
 
+    def test_is_that_of_the_best_mean_among_those_with_the_seeds_that_are_wanted(self) -> None:
+        twice = InOrder(
+            [NAMED["btt"], NAMED["low-rank"], NAMED["monarch"], NAMED["btt"], NAMED["monarch"]], seeds_wanted=2
+        )
+        regrets = race(twice, TABLE, 0, 5)
+        # Monarch looks best or worst by its first seed; it is worse than btt by the mean of both.
+        assert regrets[:2] == pytest.approx([0.0, 0.0])
+        assert regrets[3:] == pytest.approx([0.0, 0.0])
+        once = InOrder([NAMED["btt"], NAMED["btt"]])
+        assert race(once, TABLE, 0, 2) == pytest.approx(
+            [0.0, 0.0 if TABLE.measure(NAMED["monarch"], 0, 0) > 2 else 0.4]
+        )
+
     def test_stays_where_nothing_more_is_proposed(self) -> None:
         assert race(InOrder([NAMED["monarch"]]), QUIET, 0, 4) == [0.0] * 4
 
     @pytest.mark.parametrize("name", CONTESTANTS)
     def test_follows_from_the_seed_and_never_grows_without_noise(self, name: str) -> None:
-        first, again = (race(CONTESTANTS[name](3), QUIET, 3, 12) for _ in range(2))
+        first, again = (race(CONTESTANTS[name](3, 12), QUIET, 3, 12) for _ in range(2))
         assert first == again == sorted(first, reverse=True)
         assert len(first) == 12
 
@@ -158,15 +173,18 @@ class TestStopping:
 def test_reports_every_objective_and_contestant() -> None:
     regrets = {name: np.full((2, 8), 0.5) for name in (RANDOM, GRID, DEFAULT)}
     stopped = {
-        name: [Stopped(compute=compute, regret=0.0, best=NAMED["btt"])]
-        for name, compute in (("none", 8), ("median", 2))
+        name: [Stopped(compute=compute, regret=regret, best=NAMED[best])]
+        for name, compute, regret, best in (("none", 8, 0.0, "btt"), ("median", 2, 0.1, "monarch"))
     }
     text = report({"a landscape": regrets}, table=TABLE, stopped=stopped, asks={"`tpe`, 100": 0.004})
     assert "## A landscape" in text
     assert "| random | 0.5000 [0.5000, 0.5000] | 0.5000 [0.5000, 0.5000] | 0.5000 [0.5000, 0.5000] | 1 |" in text
     assert f"| **{DEFAULT}** (default) |" in text
     assert "| `tpe`, 100 | 4 |" in text
-    assert "| `median` | 0.25 [0.25, 0.25] | 0.0000 [0.0000, 0.0000] | 1 of 1 | 1 of 1 |" in text
+    assert (
+        "| `median` | 0.25 [0.25, 0.25] | 0.1000 [0.1000, 0.1000] | +0.1000 [+0.1000, +0.1000] | 0 of 1 | 0 of 1 |"
+        in text
+    )
     assert "`recorded` are 3 structures" in text
     without = report({"a landscape": regrets}, table=None, stopped={}, asks={})
     assert "recorded" not in without
