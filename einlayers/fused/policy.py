@@ -1,0 +1,122 @@
+"""Whether the fused kernels are used: the switch, and the one table of what they serve.
+
+They are off by default: on a GPU they have never been timed. The limits of the table are those of the model in
+``einlayers.fused.tiles``, until measurements take its place.
+"""
+
+# T tokens, I inputs; P and Q as in ``einlayers.fused.sizes``
+
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from types import TracebackType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from einlayers.fused.sizes import Sizes
+from einlayers.fused.tiles import Kernel, choose_tile
+
+_is_on = False
+
+
+class use_fused_kernels:
+    """Use the fused GPU kernels where they serve, or do not; of ``with`` it is undone at the end.
+
+    One switch for the process, as torch's own ones are. What the kernels do not serve is computed as ever.
+    """
+
+    def __init__(self, on: bool = True) -> None:
+        global _is_on
+        self._before, _is_on = _is_on, on
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        global _is_on
+        _is_on = self._before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The largest layer of a type of numbers that the kernels serve: features of x or y, of a block, and rank."""
+
+    width: int
+    block: int
+    rank: int
+
+
+SERVED: dict[torch.dtype, Limits] = {
+    torch.bfloat16: Limits(width=4096, block=128, rank=16),
+    torch.float16: Limits(width=4096, block=128, rank=16),
+    torch.float32: Limits(width=2048, block=64, rank=8),
+}
+"""By the type in which a layer is computed. Wider ones move more between cache and processors than two products and a copy
+move to memory; wider blocks are products that torch computes well as they are."""
+
+CAPABILITY = (8, 0)
+"""The least of a GPU: asynchronous copies, tensor cores of bfloat16."""
+
+
+def is_on() -> bool:
+    """Whether the kernels are switched on."""
+    return _is_on
+
+
+def computed_in(x_TI: Tensor, A: Tensor, B: Tensor) -> torch.dtype | None:
+    """The type of the products: autocast's, or the one that all have; None where they have several, or on other devices."""
+    kind = x_TI.device.type
+    if kind not in ("cuda", "cpu"):
+        return None
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return x_TI.dtype if x_TI.dtype == A.dtype == B.dtype else None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch declares no types for it
+def serves(gamma: int, i: int, phi: int, rho: int, o: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the kernels run there and are to compute such a layer."""
+    return runs_on(device) and is_served(Sizes(gamma=gamma, i=i, phi=phi, rho=rho, o=o), dtype)
+
+
+def is_served(sizes: Sizes, dtype: torch.dtype) -> bool:
+    """Whether the kernels are to compute such a layer where they run."""
+    limits = SERVED.get(dtype)
+    return (
+        limits is not None
+        and min(sizes.gamma, sizes.phi) > 1  # otherwise the intermediate needs no other order
+        and sizes.weights < sizes.inputs * sizes.outputs  # otherwise W itself is the smaller layer
+        and max(sizes.inputs, sizes.outputs) <= limits.width
+        and max(sizes.i, sizes.o) <= limits.block
+        and sizes.rho <= limits.rank
+        and _fits(sizes, dtype.itemsize)
+    )
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether the kernels run there: on a GPU, or, interpreted, on the CPU."""
+    if device.type == "cuda":
+        return _way() == "compiled" and torch.cuda.get_device_capability(device) >= CAPABILITY
+    return device.type == "cpu" and _way() == "interpreted"
+
+
+@lru_cache(maxsize=4096)
+def _fits(sizes: Sizes, itemsize: int) -> bool:
+    """Whether every kernel of a training step has a tile."""
+    kernels: tuple[Kernel, ...] = ("two_factor", "gradient")
+    ways = (sizes, sizes.transposed())
+    return all(choose_tile(kernel, way, itemsize, 1) is not None for kernel in kernels for way in ways)
+
+
+@lru_cache(maxsize=1)
+def _way() -> Literal["compiled", "interpreted"] | None:
+    """How the kernels run in this process; None without Triton."""
+    if find_spec("triton") is None:
+        return None
+    from einlayers.fused import launch
+
+    return "interpreted" if launch.IS_INTERPRETED else "compiled"

@@ -1,0 +1,95 @@
+"""The switch and the table of what is served; the layers' own tests are in ``test_layers``."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from einlayers.families import btt_dims, monarch_dims
+from einlayers.fused.policy import SERVED, computed_in, is_on, is_served, use_fused_kernels
+from einlayers.fused.sizes import Sizes
+from tests.einlayers.fused.test_sizes import btt
+
+LAYERS = """
+import torch
+from einlayers import EinsumLinear, use_fused_kernels
+layer, x_TI = EinsumLinear.btt(36, 48, rank=2), torch.randn(5, 36)
+y_TO = layer(x_TI)
+use_fused_kernels()
+assert torch.equal(layer(x_TI), y_TO)
+from einlayers.fused.ops import two_factor
+print(two_factor(torch.ones(2, 6), torch.ones(2, 5, 1, 3), torch.ones(5, 2, 1, 4)).sum().item())
+"""
+
+
+class TestSwitch:
+    def test_is_off_unless_it_is_turned_on(self) -> None:
+        assert not is_on()
+        with use_fused_kernels():
+            assert is_on()
+            with use_fused_kernels(False):
+                assert not is_on()
+            assert is_on()
+        assert not is_on()
+
+    def test_stays_where_it_was_put(self) -> None:
+        switch = use_fused_kernels()
+        try:
+            assert is_on()
+        finally:
+            switch.__exit__(None, None, None)
+        assert not is_on()
+
+    @pytest.mark.parametrize("blocked", ["triton", "nothing"])
+    def test_changes_nothing_where_no_kernel_runs(self, blocked: str) -> None:
+        """On a CPU that is not told to interpret, with and without Triton."""
+        block = "import sys; sys.modules['triton'] = None" if blocked == "triton" else ""
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        run = [sys.executable, "-W", "error", "-c", f"{block}\n{LAYERS}"]
+        done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, f"{2 * 20 * 6.0}\n"), done.stderr
+
+
+class TestTable:
+    @pytest.mark.parametrize("dtype", list(SERVED), ids=str)
+    @pytest.mark.parametrize("width", [128, 256, 1024, 2048])
+    @pytest.mark.parametrize("rank", [1, 2, 4])
+    def test_serves_block_tensor_trains(self, dtype: torch.dtype, width: int, rank: int) -> None:
+        assert is_served(btt(width, rank), dtype)
+
+    @pytest.mark.parametrize(
+        ("sizes", "why"),
+        [
+            (btt(8192, 1), "too wide"),
+            (btt(1024, 32), "of too high a rank"),
+            (Sizes(gamma=4, i=256, phi=4, rho=4, o=256), "blocks that are large products as they are"),
+            (Sizes(gamma=1, i=64, phi=1, rho=16, o=64), "low rank"),
+            (Sizes(gamma=64, i=1, phi=64, rho=1, o=1), "dense"),
+        ],
+    )
+    def test_leaves_to_torch(self, sizes: Sizes, why: str) -> None:
+        assert not is_served(sizes, torch.bfloat16), why
+
+    def test_serves_no_other_type(self) -> None:
+        assert not is_served(btt(1024, 1), torch.float64)
+
+    def test_has_tiles_for_all_that_it_serves(self) -> None:
+        for dtype, limits in SERVED.items():
+            widest = Sizes(gamma=limits.width // limits.block, i=limits.block, phi=2, rho=1, o=limits.block)
+            assert is_served(widest, dtype)
+
+
+class TestType:
+    def test_is_the_one_of_all_or_that_of_autocast(self) -> None:
+        x_TI, A, B = (torch.ones(2, 2) for _ in range(3))
+        assert computed_in(x_TI, A, B) == torch.float32
+        assert computed_in(x_TI, A.half(), B) is None
+        with torch.autocast("cpu", torch.bfloat16):
+            assert computed_in(x_TI, A.half(), B) == torch.bfloat16
+        assert computed_in(x_TI.to("meta"), A, B) is None
+
+
+def test_dims_of_the_benchmarks_are_those_of_the_layers() -> None:
+    assert btt(1024, 1).inputs == btt_dims(1024, 1024, 1).inputs == monarch_dims(1024, 1024, 32).inputs
