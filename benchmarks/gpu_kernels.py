@@ -66,7 +66,7 @@ def compile_kernel(kernel: Kernel, sizes: Sizes, tile: Tile, dtype: str, *, capa
     from triton.compiler import ASTSource
 
     from einlayers.fused import kernels
-    from einlayers.fused.launch import constants
+    from einlayers.fused.launch import compiled_with, constants
 
     function = kernels.two_factor_kernel if kernel == "two_factor" else kernels.gradients_kernel
     fixed = {**constants(sizes, tile), "PRECISION": "ieee", "IS_INTERPRETED": False}
@@ -83,8 +83,7 @@ def compile_kernel(kernel: Kernel, sizes: Sizes, tile: Tile, dtype: str, *, capa
     signature = {name: type_of(name) for name in function.arg_names}
     whole = [n for n, name in enumerate(function.arg_names) if name.endswith("_ptr") or name.startswith("stride")]
     source = ASTSource(function, signature, fixed, {(n,): [["tt.divisibility", 16]] for n in whole})
-    options = {"num_warps": tile.warps, "num_stages": tile.stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=compiled_with(tile))
     registers, spilled = _resources(Path(triton.__file__).parent, compiled.asm["cubin"])
     mma = compiled.asm["ptx"].count("mma.sync") + compiled.asm["ptx"].count("wgmma.mma_async")
     return Needs(shared=compiled.metadata.shared, registers=registers, spilled=spilled, mma=mma)

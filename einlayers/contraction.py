@@ -133,7 +133,7 @@ def two_einsums(x_TI: Tensor, A: Tensor, B: Tensor, order: Order) -> Tensor:
 
 
 def fused(x_TI: Tensor, A: Tensor, B: Tensor, order: Order) -> Tensor:
-    """By the kernels of ``einlayers.fused``, in autocast's type where it is on; beta and delta are 1, or alpha and epsilon."""
+    """By the kernels of ``einlayers.fused``, in autocast's type where it is on; no factor has two axes of x or of y."""
     first, second = (A, B) if order == "A_first" else (B, A)
     dtype = policy.computed_in(x_TI, A, B)
     P_gfri = first.squeeze(1).permute(2, 0, 1, 3).to(dtype)

@@ -117,6 +117,11 @@ def constants(sizes: Sizes, tile: Tile) -> dict[str, int]:
     }
 
 
+def compiled_with(tile: Tile) -> dict[str, int | bool]:
+    """The compiler's options."""
+    return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+
+
 def precision(dtype: torch.dtype) -> str:
     """Of products of float32, as torch is told for its own: exact unless TF32 is asked for."""
     asked = torch.backends.cuda.matmul.fp32_precision
@@ -125,7 +130,7 @@ def precision(dtype: torch.dtype) -> str:
 
 def _how(tile: Tile, dtype: torch.dtype) -> Mapping[str, int | bool | str]:
     how: dict[str, int | bool | str] = {"PRECISION": precision(dtype), "IS_INTERPRETED": IS_INTERPRETED}
-    return how if IS_INTERPRETED else how | {"num_warps": tile.warps, "num_stages": tile.stages}
+    return how if IS_INTERPRETED else how | compiled_with(tile)
 
 
 def _tile(kernel: Kernel, sizes: Sizes, x_TI: Tensor) -> Tile:

@@ -43,7 +43,10 @@ class use_fused_kernels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The largest layer of a type of numbers that the kernels serve: features of x or y, of a block, and rank."""
+    """The largest layer of a type of numbers that the kernels serve.
+
+    ``width`` is of a square layer, others may have as many numbers in W; ``block`` are the features of one block.
+    """
 
     width: int
     block: int
@@ -51,12 +54,12 @@ class Limits:
 
 
 SERVED: dict[torch.dtype, Limits] = {
-    torch.bfloat16: Limits(width=4096, block=128, rank=16),
-    torch.float16: Limits(width=4096, block=128, rank=16),
-    torch.float32: Limits(width=2048, block=64, rank=8),
+    torch.bfloat16: Limits(width=2048, block=128, rank=16),
+    torch.float16: Limits(width=2048, block=128, rank=16),
+    torch.float32: Limits(width=512, block=64, rank=16),
 }
-"""By the type in which a layer is computed. Wider ones move more between cache and processors than two products and a copy
-move to memory; wider blocks are products that torch computes well as they are."""
+"""By the type in which a layer is computed. By the model, wider ones take longer to move between cache and processors than
+two products and a copy take to move to memory; wider blocks are products that torch computes well as they are."""
 
 CAPABILITY = (8, 0)
 """The least of a GPU: asynchronous copies, tensor cores of bfloat16."""
@@ -90,7 +93,7 @@ def is_served(sizes: Sizes, dtype: torch.dtype) -> bool:
         limits is not None
         and min(sizes.gamma, sizes.phi) > 1  # otherwise the intermediate needs no other order
         and sizes.weights < sizes.inputs * sizes.outputs  # otherwise W itself is the smaller layer
-        and max(sizes.inputs, sizes.outputs) <= limits.width
+        and sizes.inputs * sizes.outputs <= limits.width**2
         and max(sizes.i, sizes.o) <= limits.block
         and sizes.rho <= limits.rank
         and _fits(sizes, dtype.itemsize)

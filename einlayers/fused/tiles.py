@@ -1,8 +1,8 @@
-"""How much of a layer one program of the kernels holds: what fits on the chip and moves the fewest bytes to it.
+"""How much of a layer one program of the kernels holds: what fits on the chip and should take the least time.
 
 Both kernels hold their sums in registers and what they multiply in shared memory. Each tile of phi reads all of x again and
-each tile of tokens reads all weights again, mostly from the cache. The bytes that this takes are counted here and minimised;
-at widths of 4096 and above they, and no longer the memory, are what bounds a pass.
+each tile of tokens reads all weights again, mostly from the cache. The bytes that this takes are counted here; at large
+widths they, and no longer the memory, are what bounds a pass.
 """
 
 # T tokens; G gamma, F phi, R rho; I, O features of a block of x and of y, as in ``einlayers.fused.kernels``.
@@ -25,6 +25,12 @@ _LEAST = 16
 """The smallest side of a product that tensor cores take without waste, and the smallest inner side that Triton takes."""
 
 _TOKENS = (16, 32, 64, 128)
+
+_RATES = {2: 400e12, 4: 30e12}
+"""FLOPs a second of products so small, by bytes of a number; and"""
+
+_WAIT = 1e-6
+"""the seconds from asking the cache to having it all, beside what the transfer takes. Assumptions, all three."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +76,30 @@ class Tile:
 
 @lru_cache(maxsize=4096)
 def choose_tile(kernel: Kernel, sizes: Sizes, itemsize: int, num_tokens: int) -> Tile | None:
-    """The tile that moves the fewest bytes for these sizes; None where none fits."""
+    """The tile by which these sizes should take the least time; None where none fits."""
     fitting = [tile for tile in _tiles(kernel, sizes, itemsize, num_tokens) if _fits(kernel, tile, itemsize)]
-    # Of equals the one with more tokens, whose products are larger, and then the one that loads further ahead.
+    # Of equals the one that moves less, and then the one with more tokens, whose products are larger.
     return min(
-        fitting, key=lambda tile: (traffic(kernel, sizes, tile, itemsize), -tile.tokens, -tile.stages), default=None
+        fitting,
+        key=lambda tile: (
+            seconds_per_token(kernel, sizes, tile, itemsize),
+            traffic(kernel, sizes, tile, itemsize),
+            -tile.tokens,
+        ),
+        default=None,
     )
+
+
+def seconds_per_token(kernel: Kernel, sizes: Sizes, tile: Tile, itemsize: int) -> float:
+    """What a token should take of an H200, by the bytes from the cache and the products, padding included. A model."""
+    num_tiles = -(-sizes.gamma // tile.gamma) * -(-sizes.phi // tile.phi)
+    products = 2 if kernel == "gradients" else 1
+    flops = 2 * products * num_tiles * tile.intermediate // tile.tokens * (tile.i + tile.o)
+    loading, multiplying = traffic(kernel, sizes, tile, itemsize) / H200_CACHE_BYTES, flops / _RATES[itemsize]
+    if tile.stages > 2:
+        return max(loading, multiplying)
+    # With one buffer Triton asks for what comes next when it has used what came before, and then waits for it.
+    return loading + multiplying + _WAIT * num_tiles / tile.tokens / MULTIPROCESSORS
 
 
 def traffic(kernel: Kernel, sizes: Sizes, tile: Tile, itemsize: int) -> float:
@@ -107,21 +131,20 @@ def num_splits(sizes: Sizes, tile: Tile, num_tokens: int) -> int:
 
 
 def expected_seconds(sizes: Sizes, num_tokens: int, itemsize: int = 2) -> float:
-    """What y should take on an H200: its floor, or its traffic with the cache. A model; nothing was timed."""
+    """What y should take on an H200: its floor, or what its tile takes. A model; nothing was timed."""
     floor = forward_floor(sizes, num_tokens, itemsize).seconds
-    return max(floor, _cached_seconds("two_factor", sizes, num_tokens, itemsize))
+    return max(floor, _model_seconds("two_factor", sizes, num_tokens, itemsize))
 
 
 def expected_training_seconds(sizes: Sizes, num_tokens: int, itemsize: int = 2) -> float:
     """What y, dx and the gradients of both factors should take, one after the other."""
     floor = forward_floor(sizes, num_tokens, itemsize)
-    by_flops = 2 * floor.flops / H200_FLOPS
     gradients = min(
-        _cached_seconds("gradients", sizes, num_tokens, itemsize),
-        sum(_cached_seconds("gradient", way, num_tokens, itemsize) for way in (sizes, sizes.transposed())),
+        _model_seconds("gradients", sizes, num_tokens, itemsize),
+        sum(_model_seconds("gradient", way, num_tokens, itemsize) for way in (sizes, sizes.transposed())),
     )
     both_ways = sum(expected_seconds(way, num_tokens, itemsize) for way in (sizes, sizes.transposed()))
-    return both_ways + max(floor.seconds, by_flops, gradients)
+    return both_ways + max(floor.seconds, gradients)
 
 
 def unfused_seconds(sizes: Sizes, num_tokens: int, itemsize: int = 2) -> float:
@@ -130,11 +153,11 @@ def unfused_seconds(sizes: Sizes, num_tokens: int, itemsize: int = 2) -> float:
     return max(moved / H200_BYTES, 2 * num_tokens * sizes.weights / H200_FLOPS)
 
 
-def _cached_seconds(kernel: Kernel, sizes: Sizes, num_tokens: int, itemsize: int) -> float:
+def _model_seconds(kernel: Kernel, sizes: Sizes, num_tokens: int, itemsize: int) -> float:
     tile = choose_tile(kernel, sizes, itemsize, num_tokens)
     if tile is None:
         return float("inf")
-    return num_tokens * traffic(kernel, sizes, tile, itemsize) / H200_CACHE_BYTES
+    return num_tokens * seconds_per_token(kernel, sizes, tile, itemsize)
 
 
 def _tiles(kernel: Kernel, sizes: Sizes, itemsize: int, num_tokens: int) -> Iterator[Tile]:

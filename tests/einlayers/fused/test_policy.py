@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 
-from einlayers.families import btt_dims, monarch_dims
+from einlayers.families import btt_dims
 from einlayers.fused.policy import SERVED, computed_in, is_on, is_served, use_fused_kernels
 from einlayers.fused.sizes import Sizes
+from einlayers.fused.tiles import expected_seconds, unfused_seconds
 from tests.einlayers.fused.test_sizes import btt
 
 LAYERS = """
@@ -54,10 +55,21 @@ class TestSwitch:
 
 class TestTable:
     @pytest.mark.parametrize("dtype", list(SERVED), ids=str)
-    @pytest.mark.parametrize("width", [128, 256, 1024, 2048])
     @pytest.mark.parametrize("rank", [1, 2, 4])
-    def test_serves_block_tensor_trains(self, dtype: torch.dtype, width: int, rank: int) -> None:
-        assert is_served(btt(width, rank), dtype)
+    def test_serves_block_tensor_trains_that_the_model_expects_to_gain(self, dtype: torch.dtype, rank: int) -> None:
+        served = [width for width in (128, 256, 512, 1024, 2048, 4096, 8192) if is_served(btt(width, rank), dtype)]
+        assert {128, 256, 512} <= set(served)
+        for width in served:
+            sizes = btt(width, rank)
+            for num_tokens in (8192, 65536):
+                expected = expected_seconds(sizes, num_tokens, dtype.itemsize)
+                assert expected < unfused_seconds(sizes, num_tokens, dtype.itemsize)
+
+    def test_serves_the_layers_of_a_feed_forward_block_of_1024(self) -> None:
+        for d_in, d_out in ((1024, 4096), (4096, 1024)):
+            dims = btt_dims(d_in, d_out, 1)
+            sizes = Sizes(gamma=dims.gamma, i=dims.alpha, phi=dims.phi, rho=1, o=dims.epsilon)
+            assert is_served(sizes, torch.bfloat16)
 
     @pytest.mark.parametrize(
         ("sizes", "why"),
@@ -77,8 +89,8 @@ class TestTable:
 
     def test_has_tiles_for_all_that_it_serves(self) -> None:
         for dtype, limits in SERVED.items():
-            widest = Sizes(gamma=limits.width // limits.block, i=limits.block, phi=2, rho=1, o=limits.block)
-            assert is_served(widest, dtype)
+            blocks = limits.width // limits.block
+            assert is_served(Sizes(gamma=blocks, i=limits.block, phi=blocks, rho=1, o=limits.block), dtype)
 
 
 class TestType:
@@ -89,7 +101,3 @@ class TestType:
         with torch.autocast("cpu", torch.bfloat16):
             assert computed_in(x_TI, A.half(), B) == torch.bfloat16
         assert computed_in(x_TI.to("meta"), A, B) is None
-
-
-def test_dims_of_the_benchmarks_are_those_of_the_layers() -> None:
-    assert btt(1024, 1).inputs == btt_dims(1024, 1024, 1).inputs == monarch_dims(1024, 1024, 32).inputs
