@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,10 +29,12 @@ from benchmarks.proxies import sharing
 from benchmarks.proxies.settings import RANK_ONE, Setting, gpt
 from benchmarks.proxies.tables import table
 from einlayers.fused import policy
+from einlayers.fused.switch import use_fused_kernels
+from search.proxies.char_lm import CharLM
 from workers.training import Training
 from workers.workspace import Workspace
 
-NO_GPU = "benchmarks.gpu_steps needs a GPU that the kernels run on (CUDA, compute capability 8.0, Triton); here is none"
+NO_GPU = "benchmarks.gpu_steps needs a GPU that the kernels run on (CUDA, Hopper or later, Triton); here is none"
 WIDTHS, WIDTHS_OF_DENSE, BATCH, ROUNDS = (1024, 2048), (256, 512), 32, 3
 STRUCTURES = ("dense", RANK_ONE, "BTT rank 4", "BTT, rho 1/4")
 SHARED = (1, 2, 4)
@@ -85,7 +87,14 @@ def equal_width(width: int) -> Setting:
 
 def equal_flops(width: int) -> Setting:
     """Every structure in the width at which it costs what dense costs at ``width``, several times as wide: so more heads."""
-    proxy = replace(gpt(width, BATCH).proxy, width=None, num_heads=width // 32)
+    proxy = CharLM(
+        dense_width=width,
+        depth=3,
+        num_heads=width // 32,
+        context=128,
+        batch_size=BATCH,
+        base_lr=CharLM.SHIPPED_LR,
+    )
     return Setting(name=f"equal FLOPs, dense {width}, batch {BATCH}", proxy=proxy)
 
 
@@ -99,7 +108,7 @@ def steps(setting: Setting, folder: Path, rounds: int) -> tuple[list[list[str]],
         ]
         for way in ways:
             torch.compiler.reset()
-            with policy.use_fused_kernels(way.is_fused):
+            with use_fused_kernels(way.is_fused):
                 training = _begun(setting, structure, folder, way)
                 shares = [sharing.share(training, _SECONDS, setting.proxy.examples_per_step) for _ in range(rounds)]
                 where = _profiled(training)
@@ -139,7 +148,7 @@ def streams(setting: Setting, structure: str, folder: Path) -> list[list[str]]:
     """Trainings in one process, a stream each: the rate of all together, by how many they are."""
     trainings = []
     for seed in range(max(SHARED)):
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
             training = setting.begin(structure, Workspace(cache_dir=folder), device="cuda", seed=seed)
             for _ in range(_FIRST_STEPS):

@@ -4,7 +4,7 @@ What costs is not the products but what moves between them: the intermediate is 
 permuted copy of it takes longer than the product that follows. ``zero_copy`` keeps it with the tokens last, where all six
 products of a forward and backward pass are batched matrix products on views. ``two_einsums`` is plain torch that every
 tracer, mode and device understands. ``multiply_out`` forms W, which pays where the layer is small for its batch. ``fused``
-keeps the intermediate on the chip of a GPU; only where ``einlayers.fused.policy`` is switched on and serves the layer.
+keeps the intermediate on the chip of a GPU; only where ``einlayers.fused`` is switched on and serves the layer.
 """
 
 # B batch, T tokens (the batch, flattened), I inputs, O outputs. The factor that is applied first has the shape (f, j, r,
@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from einlayers.fused import policy
-from einlayers.fused.ops import two_factor
+from einlayers.fused import switch
 from einlayers.taxonomy import Order
 
 Formulation = Literal["zero_copy", "two_einsums", "multiply_out", "fused"]
@@ -134,17 +133,21 @@ def two_einsums(x_TI: Tensor, A: Tensor, B: Tensor, order: Order) -> Tensor:
 
 def fused(x_TI: Tensor, A: Tensor, B: Tensor, order: Order) -> Tensor:
     """By the kernels of ``einlayers.fused``, in autocast's type where it is on; no factor has two axes of x or of y."""
+    from einlayers.fused import ops, policy  # a second to import, for those alone who want it
+
     first, second = (A, B) if order == "A_first" else (B, A)
     dtype = policy.computed_in(x_TI, A, B)
     P_gfri = first.squeeze(1).permute(2, 0, 1, 3).to(dtype)
     Q_fgro = second.squeeze(4).permute(0, 3, 2, 1).to(dtype)
-    y_TO: Tensor = two_factor(x_TI.to(dtype), P_gfri.contiguous(), Q_fgro.contiguous())
+    y_TO: Tensor = ops.two_factor(x_TI.to(dtype), P_gfri.contiguous(), Q_fgro.contiguous())
     return y_TO
 
 
 def _is_fused(x_TI: Tensor, A: Tensor, B: Tensor, order: Order) -> bool:
-    if not policy.is_on() or torch._C._are_functorch_transforms_active():
+    if not switch.is_on() or torch._C._are_functorch_transforms_active():
         return False
+    from einlayers.fused import policy
+
     first, second = (A, B) if order == "A_first" else (B, A)
     (f, j, r, g, i), o, k = first.shape, second.shape[1], second.shape[4]
     dtype = policy.computed_in(x_TI, A, B)

@@ -1,7 +1,7 @@
-"""Whether the fused kernels are used: the switch, and the one table of what they serve.
+"""Which layers the fused kernels serve where they are switched on: one table, and where they run.
 
-They are off by default: on a GPU they have never been timed. The limits of the table are those of the model in
-``einlayers.fused.tiles``, until measurements take its place.
+On a GPU they have never been timed. The limits of the table are those of the model in ``einlayers.fused.tiles``, until
+measurements take its place.
 """
 
 # T tokens, I inputs; P and Q as in ``einlayers.fused.sizes``
@@ -9,36 +9,13 @@ They are off by default: on a GPU they have never been timed. The limits of the 
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
-from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from einlayers.fused.sizes import Sizes
-from einlayers.fused.tiles import Kernel, choose_tile
-
-_is_on = False
-
-
-class use_fused_kernels:
-    """Use the fused GPU kernels where they serve, or do not; of ``with`` it is undone at the end.
-
-    One switch for the process, as torch's own ones are. What the kernels do not serve is computed as ever.
-    """
-
-    def __init__(self, on: bool = True) -> None:
-        global _is_on
-        self._before, _is_on = _is_on, on
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        global _is_on
-        _is_on = self._before
+from einlayers.fused.tiles import MOST_SHARED, Kernel, choose_tile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +38,11 @@ SERVED: dict[torch.dtype, Limits] = {
 """By the type in which a layer is computed. By the model, wider ones take longer to move between cache and processors than
 two products and a copy take to move to memory; wider blocks are products that torch computes well as they are."""
 
-CAPABILITY = (8, 0)
-"""The least of a GPU: asynchronous copies, tensor cores of bfloat16."""
+CAPABILITY = (9, 0)
+"""The least of a GPU, Hopper's. It must also have the shared memory that the tiles are made for; not all later ones have."""
 
-
-def is_on() -> bool:
-    """Whether the kernels are switched on."""
-    return _is_on
+_ROW = 16
+"""Blocks of a multiple of so many bytes are loaded ahead; of others every number is loaded alone."""
 
 
 def computed_in(x_TI: Tensor, A: Tensor, B: Tensor) -> torch.dtype | None:
@@ -95,6 +70,7 @@ def is_served(sizes: Sizes, dtype: torch.dtype) -> bool:
         and sizes.weights < sizes.inputs * sizes.outputs  # otherwise W itself is the smaller layer
         and sizes.inputs * sizes.outputs <= limits.width**2
         and max(sizes.i, sizes.o) <= limits.block
+        and sizes.i * dtype.itemsize % _ROW == sizes.o * dtype.itemsize % _ROW == 0
         and sizes.rho <= limits.rank
         and _fits(sizes, dtype.itemsize)
     )
@@ -103,8 +79,12 @@ def is_served(sizes: Sizes, dtype: torch.dtype) -> bool:
 def runs_on(device: torch.device) -> bool:
     """Whether the kernels run there: on a GPU, or, interpreted, on the CPU."""
     if device.type == "cuda":
-        return _way() == "compiled" and torch.cuda.get_device_capability(device) >= CAPABILITY
+        return _way() == "compiled" and _is_large_enough(torch.cuda.get_device_properties(device))
     return device.type == "cpu" and _way() == "interpreted"
+
+
+def _is_large_enough(gpu: Any) -> bool:  # torch declares no types for what it tells of a GPU
+    return (gpu.major, gpu.minor) >= CAPABILITY and getattr(gpu, "shared_memory_per_block_optin", 0) >= MOST_SHARED
 
 
 @lru_cache(maxsize=4096)

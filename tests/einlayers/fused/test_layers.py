@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from einlayers.contraction import choose, contract
 from einlayers.dims import Dims
-from einlayers.fused.policy import use_fused_kernels
+from einlayers.fused.switch import use_fused_kernels
 from einlayers.linear import EinsumLinear
 from einlayers.moe import EinsumMoE
 from einlayers.theta import NAMED
@@ -36,7 +36,7 @@ def _nothing_compiled_before() -> None:
 def layer(request: pytest.FixtureRequest) -> EinsumLinear:
     """Padded on both sides, with its blocks on A or on B."""
     torch.manual_seed(0)
-    dims = Dims.of((5, 1, 8, 1, 6, 9, 2), 37, 50)
+    dims = Dims.of((8, 1, 5, 1, 16, 9, 2), 37, 140)
     return EinsumLinear.from_dims(dims if request.param == "A first" else dims.swapped(), device=DEVICE)
 
 
@@ -65,15 +65,15 @@ class TestLayers:
             assert_close(found, gradients(layer, x))
 
     def test_save_their_input_and_the_factors_alone(self) -> None:
-        dims = Dims.of((5, 1, 8, 1, 6, 9, 2), 40, 54)
+        dims = Dims.of((8, 1, 5, 1, 16, 9, 2), 40, 144)
         layer, x_TI = EinsumLinear.from_dims(dims, bias=False, device=DEVICE), tokens(50, 40)
         numbers = saved(lambda: contract(x_TI, layer.A, layer.B, order=layer.order))
         assert numbers == layer.A.numel() + layer.B.numel() + x_TI.numel()
 
     def test_may_be_mixtures(self) -> None:
         torch.manual_seed(0)
-        mixture = EinsumMoE.from_dims(Dims.of((6, 1, 6, 1, 6, 6, 1), 36, 36), num_experts=6, device=DEVICE)
-        x_TI = tokens(4, 36)  # so few that some experts have no token
+        mixture = EinsumMoE.from_dims(Dims.of((8, 1, 6, 1, 8, 6, 1), 48, 48), num_experts=6, device=DEVICE)
+        x_TI = tokens(4, 48)  # so few that some experts have no token
         y_TO, found = mixture(x_TI), gradients(mixture, x_TI)
         with use_fused_kernels(False):
             assert_close(y_TO, mixture(x_TI))
@@ -81,8 +81,9 @@ class TestLayers:
 
     def test_may_be_recomputed_or_capped(self) -> None:
         torch.manual_seed(0)
-        layer = EinsumLinear.btt(36, 48, rank=2, recompute=True, weight_norm=True, device=DEVICE)
-        x_TI = tokens(9, 36)
+        layer = EinsumLinear.btt(64, 64, rank=2, recompute=True, weight_norm=True, device=DEVICE)
+        x_TI = tokens(9, 64)
+        assert formulation(layer, x_TI) == "fused"
         found = gradients(layer, x_TI)
         with use_fused_kernels(False):
             assert_close(found, gradients(layer, x_TI))
@@ -156,4 +157,4 @@ class TestWhatIsNotServed:
             layer(tokens(7, 37).half())
 
     def test_is_a_layer_on_another_device(self, layer: EinsumLinear) -> None:
-        assert layer.to("meta")(torch.empty(7, 37, device="meta")).shape == (7, 50)
+        assert layer.to("meta")(torch.empty(7, 37, device="meta")).shape == (7, 140)

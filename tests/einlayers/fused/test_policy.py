@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from einlayers.families import btt_dims
-from einlayers.fused.policy import SERVED, computed_in, is_on, is_served, use_fused_kernels
+from einlayers.fused.policy import SERVED, computed_in, is_served
 from einlayers.fused.sizes import Sizes
+from einlayers.fused.switch import is_on, use_fused_kernels
 from einlayers.fused.tiles import expected_seconds, unfused_seconds
 from tests.einlayers.fused.test_sizes import btt
 
 LAYERS = """
 import torch
 from einlayers import EinsumLinear, use_fused_kernels
-layer, x_TI = EinsumLinear.btt(36, 48, rank=2), torch.randn(5, 36)
+layer, x_TI = EinsumLinear.btt(64, 64, rank=2), torch.randn(5, 64)
 y_TO = layer(x_TI)
 use_fused_kernels()
 assert torch.equal(layer(x_TI), y_TO)
@@ -52,6 +53,15 @@ class TestSwitch:
         done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (0, f"{2 * 20 * 6.0}\n"), done.stderr
 
+    def test_costs_nothing_as_long_as_it_is_off(self) -> None:
+        """Torch's compiler and Triton take seconds to load, which every new slot of a service would pay."""
+        program = (
+            "import sys, torch; from einlayers import EinsumLinear; EinsumLinear.btt(64, 64)(torch.ones(1, 64));"
+            "print([name for name in ('torch._dynamo', 'triton', 'einlayers.fused.ops') if name in sys.modules])"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
 
 class TestTable:
     @pytest.mark.parametrize("dtype", list(SERVED), ids=str)
@@ -79,6 +89,7 @@ class TestTable:
             (Sizes(gamma=4, i=256, phi=4, rho=4, o=256), "blocks that are large products as they are"),
             (Sizes(gamma=1, i=64, phi=1, rho=16, o=64), "low rank"),
             (Sizes(gamma=64, i=1, phi=64, rho=1, o=1), "dense"),
+            (Sizes(gamma=40, i=25, phi=25, rho=1, o=40), "rows that are not loaded 16 bytes at a time"),
         ],
     )
     def test_leaves_to_torch(self, sizes: Sizes, why: str) -> None:
