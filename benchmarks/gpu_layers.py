@@ -14,10 +14,7 @@ under torch.compile. ``torch`` is what our layers do without the kernels. ``fuse
 
 import argparse
 import datetime
-import random
-import statistics
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,18 +25,14 @@ from torch.nn import functional as F
 
 from benchmarks.gpu_kernels import RANKS, WIDTHS
 from benchmarks.gpu_report import COLUMNS, TOKENS, Row, goals, with_section
+from benchmarks.gpu_timing import beyond_cache, medians, require_gpu
 from benchmarks.proxies.tables import table
 from einlayers.contraction import fused, two_einsums
 from einlayers.families import btt_dims
-from einlayers.fused import policy
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
-NO_GPU = "benchmarks.gpu_layers needs a GPU that the kernels run on (CUDA, Hopper or later, Triton); here is none"
 
-_ROUNDS, _LEAST_SECONDS = 9, 2e-3
-_ROTATED = 2**28
-"""Bytes of inputs through which calls rotate: several times the cache of 50 MB."""
-
+_ROUNDS = 9
 _CHECKED_TOKENS, _TOLERANCE = 517, 1e-2
 """No multiple of a tile; and the relative error that bfloat16 may have."""
 
@@ -114,8 +107,7 @@ def measure(width: int, rank: int, tokens: int, rounds: int) -> Row:
     torch.compiler.reset()
     found = layers(width, rank)
     error = check(width, rank, found)
-    copies = max(2, _ROTATED // (tokens * width * 2))
-    inputs = [torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
+    inputs = beyond_cache(tokens, width)
     dy_TO = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
     forward = {name: partial(_forward, layer) for name, layer in found.items()}
     training = {name: partial(_training, layer, dy_TO) for name, layer in found.items()}
@@ -124,8 +116,8 @@ def measure(width: int, rank: int, tokens: int, rounds: int) -> Row:
         rank=rank,
         tokens=tokens,
         error=error,
-        forward=_best_dense(_medians(forward, inputs, rounds)),
-        training=_best_dense(_medians(training, inputs, rounds)),
+        forward=_best_dense(medians(forward, inputs, rounds)),
+        training=_best_dense(medians(training, inputs, rounds)),
     )
 
 
@@ -137,36 +129,6 @@ def _forward(layer: Layer, x_TI: Tensor) -> None:
 def _training(layer: Layer, dy_TO: Tensor, x_TI: Tensor) -> None:
     x_TI = x_TI.detach().requires_grad_()
     torch.autograd.grad(layer.apply(x_TI, *layer.weights), (x_TI, *layer.weights), dy_TO)
-
-
-def _medians(runs: Mapping[str, Callable[[Tensor], None]], inputs: list[Tensor], rounds: int) -> dict[str, float]:
-    """Seconds of a call, each run by turns; short ones so often in a row that the clock's steps do not count."""
-    rotated = _rotate(inputs)
-    repeats = {}
-    for name, run in runs.items():
-        for _ in range(3):
-            run(next(rotated))
-        repeats[name] = max(1, round(_LEAST_SECONDS / _timed(run, rotated, 1)))
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name in random.sample(list(runs), len(runs)):
-            seconds[name].append(_timed(runs[name], rotated, repeats[name]))
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
-def _timed(run: Callable[[Tensor], None], inputs: Iterator[Tensor], repeats: int) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    start.record()
-    for _ in range(repeats):
-        run(next(inputs))
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1e3 / repeats
-
-
-def _rotate(inputs: list[Tensor]) -> Iterator[Tensor]:
-    while True:
-        yield from inputs
 
 
 def _best_dense(seconds: dict[str, float]) -> dict[str, float]:
@@ -194,11 +156,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=_ROUNDS)
     parser.add_argument("--print", action="store_true", help="leave the page as it is")
     asked = parser.parse_args()
-    if not torch.cuda.is_available() or not policy.runs_on(torch.device("cuda")):
-        print(NO_GPU, file=sys.stderr)
-        raise SystemExit(2)
-    torch.manual_seed(0)
-    random.seed(0)
+    require_gpu("benchmarks.gpu_layers")
     rows = []
     for width in asked.widths:
         for rank in asked.ranks:

@@ -11,9 +11,7 @@ torch's profiler. Sharing is by processes, and by streams of one process that qu
 
 import argparse
 import datetime
-import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -25,16 +23,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu_layers import PAGE
 from benchmarks.gpu_report import with_section
+from benchmarks.gpu_timing import require_gpu
 from benchmarks.proxies import sharing
 from benchmarks.proxies.settings import RANK_ONE, Setting, gpt
 from benchmarks.proxies.tables import table
-from einlayers.fused import policy
 from einlayers.fused.switch import use_fused_kernels
 from search.proxies.char_lm import CharLM
 from workers.training import Training
 from workers.workspace import Workspace
 
-NO_GPU = "benchmarks.gpu_steps needs a GPU that the kernels run on (CUDA, Hopper or later, Triton); here is none"
 WIDTHS, WIDTHS_OF_DENSE, BATCH, ROUNDS = (1024, 2048), (256, 512), 32, 3
 STRUCTURES = ("dense", RANK_ONE, "BTT rank 4", "BTT, rho 1/4")
 SHARED = (1, 2, 4)
@@ -212,11 +209,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--print", action="store_true", help="leave the page as it is")
     asked = parser.parse_args()
-    if not torch.cuda.is_available() or not policy.runs_on(torch.device("cuda")):
-        print(NO_GPU, file=sys.stderr)
-        raise SystemExit(2)
-    torch.manual_seed(0)
-    random.seed(0)
+    require_gpu("benchmarks.gpu_steps")
     settings = [*map(equal_width, asked.widths), *map(equal_flops, asked.widths_of_dense)]
     machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {datetime.date.today():%-d %B %Y}"
     with tempfile.TemporaryDirectory(prefix="einsearch-benchmark-") as folder:

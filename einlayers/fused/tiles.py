@@ -77,17 +77,18 @@ class Tile:
 @lru_cache(maxsize=4096)
 def choose_tile(kernel: Kernel, sizes: Sizes, itemsize: int, num_tokens: int) -> Tile | None:
     """The tile by which these sizes should take the least time; None where none fits."""
-    fitting = [tile for tile in _tiles(kernel, sizes, itemsize, num_tokens) if _fits(kernel, tile, itemsize)]
-    # Of equals the one that moves less, and then the one with more tokens, whose products are larger.
-    return min(
-        fitting,
-        key=lambda tile: (
-            seconds_per_token(kernel, sizes, tile, itemsize),
-            traffic(kernel, sizes, tile, itemsize),
-            -tile.tokens,
-        ),
-        default=None,
-    )
+    return next(iter(ranked_tiles(kernel, sizes, itemsize, num_tokens)), None)
+
+
+def ranked_tiles(kernel: Kernel, sizes: Sizes, itemsize: int, num_tokens: int) -> list[Tile]:
+    """All tiles that fit, the one that should be fastest first."""
+
+    def rank(tile: Tile) -> tuple[float, float, int]:
+        # Of equals the one that moves less, and then the one with more tokens, whose products are larger.
+        seconds, moved = (cost(kernel, sizes, tile, itemsize) for cost in (seconds_per_token, traffic))
+        return seconds, moved, -tile.tokens
+
+    return sorted((tile for tile in _tiles(kernel, sizes, num_tokens) if _fits(kernel, tile, itemsize)), key=rank)
 
 
 def seconds_per_token(kernel: Kernel, sizes: Sizes, tile: Tile, itemsize: int) -> float:
@@ -160,7 +161,7 @@ def _model_seconds(kernel: Kernel, sizes: Sizes, num_tokens: int, itemsize: int)
     return num_tokens * seconds_per_token(kernel, sizes, tile, itemsize)
 
 
-def _tiles(kernel: Kernel, sizes: Sizes, itemsize: int, num_tokens: int) -> Iterator[Tile]:
+def _tiles(kernel: Kernel, sizes: Sizes, num_tokens: int) -> Iterator[Tile]:
     rho = _padded(sizes.rho)
     least = max(1, _LEAST // rho)
     gammas = [least] if kernel == "two_factor" else _powers(least, sizes.gamma)

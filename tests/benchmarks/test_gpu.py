@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_kernels, gpu_layers, gpu_steps
+from benchmarks import gpu_kernels, gpu_layers, gpu_steps, gpu_tiles
 from benchmarks.gpu_kernels import btt, passes
 from benchmarks.gpu_report import COLUMNS, Row, expectations, goals, times_as_fast, with_section
 from benchmarks.layers import papers_btt, papers_layout
 from einlayers.contraction import two_einsums
 from einlayers.families import btt_dims
-from einlayers.fused.tiles import MOST_SHARED, shared_bytes
+from einlayers.fused.tiles import MOST_SHARED, ranked_tiles, shared_bytes
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,6 +154,16 @@ class TestSteps:
         }
 
 
+class TestTiles:
+    def test_put_the_model_beside_the_clock(self) -> None:
+        first, second = ranked_tiles("two_factor", btt(1024, 1), 2, 65536)[:2]
+        lines = gpu_tiles.rows(1024, 1, "two_factor", 65536, {first: 2e-4, second: 1e-4})
+        by_name = [dict(zip(gpu_tiles.COLUMNS, line, strict=True)) for line in lines]
+        assert [line["measured, us"] for line in by_name] == ["200", "100"]
+        assert [line["of the fastest"] for line in by_name] == ["0.50", "1.00"]
+        assert float(str(by_name[0]["model, us"])) <= float(str(by_name[1]["model, us"]))
+
+
 class TestPage:
     def test_changes_between_the_marks_alone(self) -> None:
         page = "a\n<!-- layers -->\nold\n<!-- end of layers -->\nb\n"
@@ -172,9 +182,9 @@ class TestPage:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("module", ["benchmarks.gpu_layers", "benchmarks.gpu_steps"])
+@pytest.mark.parametrize("module", ["gpu_layers", "gpu_steps", "gpu_tiles"])
 def test_without_a_gpu_they_say_so(module: str) -> None:
-    done = run(module)
+    done = run(f"benchmarks.{module}")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1

@@ -14,6 +14,8 @@ from einlayers.fused.tiles import (
     expected_seconds,
     expected_training_seconds,
     num_splits,
+    ranked_tiles,
+    seconds_per_token,
     shared_bytes,
     traffic,
 )
@@ -51,6 +53,13 @@ class TestTiles:
             for sizes in (btt(width, rank), btt(width, rank).transposed()):
                 assert choose_tile("two_factor", sizes, itemsize, 65536) is not None
                 assert choose_tile("gradient", sizes, itemsize, 65536) is not None
+
+    @given(kernel=KERNELS, sizes=SIZES, itemsize=st.sampled_from([2, 4]))
+    def test_are_ranked_by_what_they_should_take(self, kernel: Kernel, sizes: Sizes, itemsize: int) -> None:
+        ranked = ranked_tiles(kernel, sizes, itemsize, 4096)
+        seconds = [seconds_per_token(kernel, sizes, tile, itemsize) for tile in ranked]
+        assert seconds == sorted(seconds)
+        assert choose_tile(kernel, sizes, itemsize, 4096) == (ranked[0] if ranked else None)
 
     def test_have_no_more_tokens_than_there_are(self) -> None:
         tile = choose_tile("two_factor", btt(1024, 1), 2, 17)
