@@ -144,7 +144,7 @@ def _results(apply: Apply, x_TI: Tensor, weights: tuple[Tensor, ...], dy_TO: Ten
 
 
 def _error(found: Tensor, exact: Tensor) -> float:
-    return float((found.double() - exact).norm() / exact.norm())
+    return float((found.detach().double() - exact).norm() / exact.norm())
 
 
 def main() -> None:

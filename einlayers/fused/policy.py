@@ -79,11 +79,12 @@ def is_served(sizes: Sizes, dtype: torch.dtype) -> bool:
 def runs_on(device: torch.device) -> bool:
     """Whether the kernels run there: on a GPU, or, interpreted, on the CPU."""
     if device.type == "cuda":
-        return _way() == "compiled" and _is_large_enough(torch.cuda.get_device_properties(device))
+        return _way() == "compiled" and is_large_enough(torch.cuda.get_device_properties(device))
     return device.type == "cpu" and _way() == "interpreted"
 
 
-def _is_large_enough(gpu: Any) -> bool:  # torch declares no types for what it tells of a GPU
+def is_large_enough(gpu: Any) -> bool:  # torch declares no types for what it tells of a GPU
+    """Whether the kernels fit on a GPU of these properties."""
     return (gpu.major, gpu.minor) >= CAPABILITY and getattr(gpu, "shared_memory_per_block_optin", 0) >= MOST_SHARED
 
 

@@ -5,9 +5,11 @@
 import torch
 from torch import Tensor
 
+from einlayers.fused.policy import is_large_enough
 from einlayers.fused.sizes import Sizes
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HAS_GPU = torch.cuda.is_available() and is_large_enough(torch.cuda.get_device_properties(0))
+DEVICE = "cuda" if HAS_GPU else "cpu"
 
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 """Of the norm."""

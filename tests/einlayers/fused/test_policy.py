@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from einlayers.families import btt_dims
-from einlayers.fused.policy import SERVED, computed_in, is_served
+from einlayers.fused.policy import SERVED, computed_in, is_large_enough, is_served
 from einlayers.fused.sizes import Sizes
 from einlayers.fused.switch import is_on, use_fused_kernels
 from einlayers.fused.tiles import expected_seconds, unfused_seconds
@@ -102,6 +103,20 @@ class TestTable:
         for dtype, limits in SERVED.items():
             blocks = limits.width // limits.block
             assert is_served(Sizes(gamma=blocks, i=limits.block, phi=blocks, rho=1, o=limits.block), dtype)
+
+
+class TestGPU:
+    @pytest.mark.parametrize(
+        ("major", "minor", "shared", "fits"),
+        [(9, 0, 232448, True), (10, 0, 232448, True), (12, 0, 101376, False), (8, 0, 166912, False)],
+        ids=["Hopper", "Blackwell", "Blackwell for desktops", "Ampere"],
+    )
+    def test_has_to_have_what_the_tiles_are_made_for(self, major: int, minor: int, shared: int, fits: bool) -> None:
+        gpu = SimpleNamespace(major=major, minor=minor, shared_memory_per_block_optin=shared)
+        assert is_large_enough(gpu) is fits
+
+    def test_that_does_not_tell_its_shared_memory_is_not_served(self) -> None:
+        assert not is_large_enough(SimpleNamespace(major=9, minor=0))
 
 
 class TestType:
