@@ -2,8 +2,8 @@
 
 ``einlayers::two_factor(x, P, Q)`` is y; of ``(dy, Q, P)`` it is dx. ``einlayers::two_factor_gradients(x, P, Q, dy)`` is dP
 and dQ. Both are linear in everything, so the derivatives of either are made of the two, and those of every order exist.
-Saved are the arguments alone. Where the kernels do not run, on another device or without Triton, the operators give the
-same by torch's own products: a program that was exported with them runs anywhere.
+Saved are the arguments alone. Where the kernels do not run, on another device, without Triton or at sizes that fit on no
+chip, the operators give the same by torch's own products: a program that was exported with them runs anywhere.
 """
 
 # T tokens, I inputs, O outputs; g i f r o as in ``einlayers.fused.sizes``
@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from einlayers.fused.policy import SERVED, runs_on
+from einlayers.fused.policy import SERVED, fits, runs_on
+from einlayers.fused.sizes import Sizes
 
 
 @torch.library.custom_op("einlayers::two_factor", mutates_args=())
 def two_factor(x_TI: Tensor, P: Tensor, Q: Tensor) -> Tensor:
     """``y[t f o] = sum over g r of (sum over i of x[t g i] P[g f r i]) Q[f g r o]``, contiguous."""
-    if not _is_launched(x_TI):
+    if not _is_launched(x_TI, P, Q):
         return torch.einsum("tfgr,fgro->tfo", _intermediate(x_TI, P), Q).flatten(1).contiguous()
     from einlayers.fused import launch
 
@@ -31,7 +32,7 @@ def two_factor_gradients(
     x_TI: Tensor, P: Tensor, Q: Tensor, dy_TO: Tensor, for_P: bool, for_Q: bool
 ) -> tuple[Tensor, Tensor]:
     """dP and dQ, contiguous and in the type of the factors; what is not asked for is a tensor without numbers."""
-    if not _is_launched(x_TI):
+    if not _is_launched(x_TI, P, Q):
         dP, dQ = _plain_gradients(x_TI, P, Q, dy_TO, for_P, for_Q)
     else:
         from einlayers.fused import launch
@@ -96,8 +97,10 @@ def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
     return left + right
 
 
-def _is_launched(x_TI: Tensor) -> bool:
-    return x_TI.dtype in SERVED and runs_on(x_TI.device)
+def _is_launched(x_TI: Tensor, P: Tensor, Q: Tensor) -> bool:
+    gamma, phi, rho, i = P.shape
+    sizes = Sizes(gamma=gamma, i=i, phi=phi, rho=rho, o=Q.shape[3])
+    return x_TI.dtype in SERVED and runs_on(x_TI.device) and fits(sizes, x_TI.itemsize)
 
 
 def _intermediate(x_TI: Tensor, P: Tensor) -> Tensor:

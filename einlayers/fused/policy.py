@@ -72,7 +72,7 @@ def is_served(sizes: Sizes, dtype: torch.dtype) -> bool:
         and max(sizes.i, sizes.o) <= limits.block
         and sizes.i * dtype.itemsize % _ROW == sizes.o * dtype.itemsize % _ROW == 0
         and sizes.rho <= limits.rank
-        and _fits(sizes, dtype.itemsize)
+        and fits(sizes, dtype.itemsize)
     )
 
 
@@ -89,7 +89,7 @@ def is_large_enough(gpu: Any) -> bool:  # torch declares no types for what it te
 
 
 @lru_cache(maxsize=4096)
-def _fits(sizes: Sizes, itemsize: int) -> bool:
+def fits(sizes: Sizes, itemsize: int) -> bool:
     """Whether every kernel of a training step has a tile."""
     kernels: tuple[Kernel, ...] = ("two_factor", "gradient")
     ways = (sizes, sizes.transposed())

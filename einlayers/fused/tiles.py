@@ -55,6 +55,10 @@ _REGISTERS: dict[tuple[Kernel, int], _Registers] = {
 """By kernel and bytes of a number; float32 has no tensor cores. Found by compiling: ``benchmarks/gpu_kernels.py``."""
 
 
+_WIDEST = 32
+"""Across phi and rho, of what the first product of y makes: beyond it, Triton 3.7 spilled 272 bytes of a thread."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tile:
     """Tokens, gamma and phi that a program holds at once, with the padded rank and features, and how it is compiled."""
@@ -174,6 +178,8 @@ def _tiles(kernel: Kernel, sizes: Sizes, num_tokens: int) -> Iterator[Tile]:
 
 def _fits(kernel: Kernel, tile: Tile, itemsize: int) -> bool:
     registers = _REGISTERS[kernel, itemsize]
+    if kernel == "two_factor" and tile.phi > 1 and tile.phi * tile.rho > _WIDEST:
+        return False
     sums = tile.phi * tile.tokens * tile.o
     if kernel != "two_factor":
         sums = tile.phi * tile.gamma * tile.rho * (tile.o if kernel == "gradient" else tile.i + tile.o)

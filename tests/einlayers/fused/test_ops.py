@@ -6,8 +6,10 @@ from torch import Tensor
 
 from einlayers.fused import launch
 from einlayers.fused.ops import two_factor, two_factor_gradients
+from einlayers.fused.sizes import Sizes
 from tests.einlayers.fused.layers import SIZES, assert_near, exact, exact_gradients, layer
 
+TOO_LARGE = Sizes(gamma=2, i=4096, phi=2, rho=1, o=4096)
 SMALL = SIZES["nothing a power of two"]
 
 
@@ -89,6 +91,16 @@ class TestWithoutKernels:
         x_TI, P, Q, dy_TO = leaves(torch.float64)
         torch.library.opcheck(two_factor, (x_TI, P, Q))
         torch.library.opcheck(two_factor_gradients, (x_TI, P, Q, dy_TO, True, True))
+
+
+class TestSizesThatFitOnNoChip:
+    def test_are_computed_by_torch(self) -> None:
+        x_TI, P, Q, dy_TO = (tensor.requires_grad_() for tensor in layer(TOO_LARGE, 3))
+        y_TO = two_factor(x_TI, P, Q)
+        assert_near(y_TO, exact(x_TI.double(), P.double(), Q.double()), torch.float32)
+        found = torch.autograd.grad(y_TO, (x_TI, P, Q), dy_TO)
+        for gradient, expected in zip(found, exact_gradients(x_TI, P, Q, dy_TO), strict=True):
+            assert_near(gradient, expected, torch.float32)
 
 
 def second_derivatives(apply: object, tensors: list[Tensor]) -> tuple[Tensor, ...]:
