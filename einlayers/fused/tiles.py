@@ -78,9 +78,14 @@ class Tile:
         return self.tokens * self.gamma * self.phi * self.rho
 
 
-@lru_cache(maxsize=4096)
 def choose_tile(kernel: Kernel, sizes: Sizes, itemsize: int, num_tokens: int) -> Tile | None:
     """The tile by which these sizes should take the least time; None where none fits."""
+    # An expert has another number of tokens each time, and a search takes milliseconds.
+    return _choose_tile(kernel, sizes, itemsize, min(_padded(num_tokens), _TOKENS[-1]))
+
+
+@lru_cache(maxsize=4096)
+def _choose_tile(kernel: Kernel, sizes: Sizes, itemsize: int, num_tokens: int) -> Tile | None:
     return next(iter(ranked_tiles(kernel, sizes, itemsize, num_tokens)), None)
 
 
@@ -170,10 +175,10 @@ def _tiles(kernel: Kernel, sizes: Sizes, num_tokens: int) -> Iterator[Tile]:
     least = max(1, _LEAST // rho)
     gammas = [least] if kernel == "two_factor" else _powers(least, sizes.gamma)
     phis = _powers(least if kernel == "gradients" else max(1, least // 2), sizes.phi)
-    tokens = [size for size in _TOKENS if size <= max(_LEAST, _padded(num_tokens))]
+    lengths = [size for size in _TOKENS if size <= max(_LEAST, _padded(num_tokens))]
     i, o = max(_LEAST, _padded(sizes.i)), max(_LEAST, _padded(sizes.o))
-    for num_tokens, gamma, phi, stages in product(tokens, gammas, phis, (2, 3)):
-        yield Tile(tokens=num_tokens, gamma=gamma, phi=phi, rho=rho, i=i, o=o, stages=stages)
+    for tokens, gamma, phi, stages in product(lengths, gammas, phis, (2, 3)):
+        yield Tile(tokens=tokens, gamma=gamma, phi=phi, rho=rho, i=i, o=o, stages=stages)
 
 
 def _fits(kernel: Kernel, tile: Tile, itemsize: int) -> bool:
