@@ -24,7 +24,7 @@ def _product(left, right, total, PRECISION: tl.constexpr, IS_INTERPRETED: tl.con
     return tl.dot(left, right, total, input_precision=PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])  # mixtures have any number of them, each time another
 def two_factor_kernel(
     x_ptr,
     P_ptr,
@@ -90,7 +90,7 @@ def two_factor_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "tokens_per_split"])
 def gradients_kernel(
     x_ptr,
     P_ptr,
