@@ -4,6 +4,9 @@
 and dQ. Both are linear in everything, so the derivatives of either are made of the two, and those of every order exist.
 Saved are the arguments alone. Where the kernels do not run, on another device, without Triton or at sizes that fit on no
 chip, the operators give the same by torch's own products: a program that was exported with them runs anywhere.
+
+Mixtures call them for every expert, on its own tokens. A gate on the axis rho inside the kernels would compute all experts
+for every token.
 """
 
 # T tokens, I inputs, O outputs; g i f r o as in ``einlayers.fused.sizes``

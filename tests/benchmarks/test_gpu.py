@@ -36,20 +36,20 @@ def row(width: int, rank: int, tokens: int, fused: float, **others: float) -> Ro
     return Row(width=width, rank=rank, tokens=tokens, error=1e-3, forward=seconds, training=seconds)
 
 
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """In a process that interprets nothing, and keeps nothing of what it compiles."""
+def run(*arguments: str, cache: Path) -> "subprocess.CompletedProcess[str]":
+    """In a process that interprets nothing, and finds nothing compiled."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(cache)}
     command = [sys.executable, "-m", *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 class TestKernels:
     @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Triton is there for Linux alone")
-    def test_compile_for_hopper_within_its_processors(self) -> None:
+    def test_compile_for_hopper_within_its_processors(self, tmp_path: Path) -> None:
         """Without a GPU: shared memory as it was counted, tensor cores, and no register of y spilled."""
-        done = run("benchmarks.gpu_kernels", "--widths", "1024", "--ranks", "1", "--dtypes", "bfloat16")
+        asked = ("--widths", "1024", "--ranks", "1", "--dtypes", "bfloat16")
+        done = run("benchmarks.gpu_kernels", *asked, cache=tmp_path)
         assert done.returncode == 0, done.stderr
         columns, _, *lines = map(cells, done.stdout.strip().splitlines())
         assert columns == gpu_kernels.COLUMNS
@@ -183,8 +183,8 @@ class TestPage:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("module", ["gpu_layers", "gpu_steps", "gpu_tiles"])
-def test_without_a_gpu_they_say_so(module: str) -> None:
-    done = run(f"benchmarks.{module}")
+def test_without_a_gpu_they_say_so(module: str, tmp_path: Path) -> None:
+    done = run(f"benchmarks.{module}", cache=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1

@@ -82,7 +82,7 @@ class TestKernels:
         assert all(map(torch.equal, launch.gradients(x_TI, P, Q, dy_TO), launch.gradients(x_TI, P, Q, dy_TO)))
 
     def test_sum_in_float32(self) -> None:
-        """4096 tokens that each add 1 to a sum that ends where float16 counts in steps of 4."""
+        """4097 tokens that each add 1 to a sum that ends where float16 counts in steps of 4."""
         sizes = Sizes(gamma=2, i=1, phi=2, rho=1, o=1)
         ones = [torch.ones(shape, dtype=torch.float16, device=DEVICE) for shape in ((4097, 2), (2, 2, 1, 1))]
         dQ = launch.gradient(ones[0], ones[1], ones[0], ones[1])
