@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from einlayers.coordinates import coordinate_check
     from einlayers.dims import Dims, resolve
     from einlayers.errors import FieldError
+    from einlayers.fused.switch import use_fused_kernels
     from einlayers.linear import EinsumLinear
     from einlayers.moe import DenseMoE, EinsumMoE, FeedForwardMoE, LowRankMoE
     from einlayers.muon import Muon
@@ -30,6 +31,7 @@ _HOMES = {
     "einlayers.coordinates": ("coordinate_check",),
     "einlayers.dims": ("Dims", "resolve"),
     "einlayers.errors": ("FieldError",),
+    "einlayers.fused.switch": ("use_fused_kernels",),
     "einlayers.linear": ("EinsumLinear",),
     "einlayers.moe": ("DenseMoE", "EinsumMoE", "FeedForwardMoE", "LowRankMoE"),
     "einlayers.muon": ("Muon",),
@@ -70,6 +72,7 @@ __all__ = [
     "rank_bound",
     "replace_linears",
     "resolve",
+    "use_fused_kernels",
 ]
 
 

@@ -3,7 +3,8 @@
 What costs is not the products but what moves between them: the intermediate is as large as the input times rho, and a
 permuted copy of it takes longer than the product that follows. ``zero_copy`` keeps it with the tokens last, where all six
 products of a forward and backward pass are batched matrix products on views. ``two_einsums`` is plain torch that every
-tracer, mode and device understands. ``multiply_out`` forms W, which pays where the layer is small for its batch.
+tracer, mode and device understands. ``multiply_out`` forms W, which pays where the layer is small for its batch. ``fused``
+keeps the intermediate on the chip of a GPU; only where ``einlayers.fused`` is switched on and serves the layer.
 """
 
 # B batch, T tokens (the batch, flattened), I inputs, O outputs. The factor that is applied first has the shape (f, j, r,
@@ -19,9 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from einlayers.fused import switch
 from einlayers.taxonomy import Order
 
-Formulation = Literal["zero_copy", "two_einsums", "multiply_out"]
+Formulation = Literal["zero_copy", "two_einsums", "multiply_out", "fused"]
 
 _MOVED = 40
 """The multiply-adds that an element between the factors takes the time of, coming and going; so does a permuted output."""
@@ -49,6 +51,8 @@ def contract(x_BI: Tensor, A: Tensor, B: Tensor, *, order: Order, recompute: boo
     formulation = choose(x_TI, A, B, order)
     if formulation == "zero_copy":
         y_TO = zero_copy(x_TI, A, B, order, recompute)
+    elif formulation == "fused":  # which saves nothing else anyway
+        y_TO = fused(x_TI, A, B, order)
     else:
         apply = multiply_out if formulation == "multiply_out" else two_einsums
         y_TO = _checkpointed(apply, x_TI, A, B, order) if recompute else apply(x_TI, A, B, order)
@@ -60,6 +64,8 @@ def choose(x_TI: Tensor, A: Tensor, B: Tensor, order: Order) -> Formulation:
     (f, d, r, g, a), e, b = A.shape, B.shape[1], B.shape[4]
     if _is_low_rank(A, B):
         return "two_einsums"
+    if _is_fused(x_TI, A, B, order):
+        return "fused"
     # A traced program is to hold for every batch, so it must not compare the size of this one.
     T = _TRACED_TOKENS if torch.compiler.is_compiling() else x_TI.shape[0]
     i, k, j, o = (a, b, d, e) if order == "A_first" else (b, a, e, d)
@@ -123,6 +129,29 @@ def two_einsums(x_TI: Tensor, A: Tensor, B: Tensor, order: Order) -> Tensor:
         return torch.einsum("tfdrgb,fergb->tfed", z_Tfdrgb, B).flatten(1)
     z_Tferga = torch.einsum("tgba,fergb->tferga", x_Tgba, B)
     return torch.einsum("tferga,fdrga->tfed", z_Tferga, A).flatten(1)
+
+
+def fused(x_TI: Tensor, A: Tensor, B: Tensor, order: Order) -> Tensor:
+    """By the kernels of ``einlayers.fused``, in autocast's type where it is on; no factor has two axes of x or of y."""
+    from einlayers.fused import ops, policy  # a second to import, for those alone who want it
+
+    first, second = (A, B) if order == "A_first" else (B, A)
+    dtype = policy.computed_in(x_TI, A, B)
+    P_gfri = first.squeeze(1).permute(2, 0, 1, 3).to(dtype)
+    Q_fgro = second.squeeze(4).permute(0, 3, 2, 1).to(dtype)
+    y_TO: Tensor = ops.two_factor(x_TI.to(dtype), P_gfri.contiguous(), Q_fgro.contiguous())
+    return y_TO
+
+
+def _is_fused(x_TI: Tensor, A: Tensor, B: Tensor, order: Order) -> bool:
+    if not switch.is_on() or torch._C._are_functorch_transforms_active():
+        return False
+    from einlayers.fused import policy
+
+    first, second = (A, B) if order == "A_first" else (B, A)
+    (f, j, r, g, i), o, k = first.shape, second.shape[1], second.shape[4]
+    dtype = policy.computed_in(x_TI, A, B)
+    return j == k == 1 and dtype is not None and policy.serves(g, i, f, r, o, dtype, x_TI.device)
 
 
 def _must_be_plain(x_TI: Tensor) -> bool:
