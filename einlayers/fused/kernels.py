@@ -1,7 +1,7 @@
 """The two kernels: a tile of the intermediate is made, permuted and used up on the chip, and never goes to memory.
 
     two_factor_kernel     y[t f o] = sum over g r of (sum over i of x[t g i] P[g f r i]) Q[f g r o]
-    gradients_kernel  XX
+    gradients_kernel      dQ[f g r o] = sum over t of (sum over i of x[t g i] P[g f r i]) dy[t f o], and dP likewise
 
 dx is the first kernel with the roles of the factors exchanged. The products are batched: over gamma on the way in, over phi
 on the way out. This is the one module that imports Triton. Only builtins of its language are used here, none of its library
