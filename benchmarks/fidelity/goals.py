@@ -48,14 +48,11 @@ def _screening(found: Finding) -> Iterator[Goal]:
     yield _at_most("screening: sd of the log of the loss", found["sd"], 0.03, ".3f")
 
 
-def _random(name: str) -> GoalsOf:
-    def reproducible(found: Finding) -> Iterator[Goal]:
-        what = f"{len(found['structures'])} {name}"
-        yield from _between_seeds(what, found, 0.80)
-        yield _at_most(f"{what}: CPU-seconds a trial", found["cpu_seconds"], 8, ".1f")
-        yield _at_least(f"{what}: of the best four, in every seed's best four", found["top_overlap"], 3, "d")
-
-    return reproducible
+def _random(found: Finding) -> Iterator[Goal]:
+    what = f"{len(found['structures'])} random structures"
+    yield from _between_seeds(what, found, 0.80)
+    yield _at_most(f"{what}: CPU-seconds a trial", found["cpu_seconds"], 8, ".1f")
+    yield _at_least(f"{what}: of the best four, in every seed's best four", found["top_overlap"], 3, "d")
 
 
 def _text(name: str, bound: float) -> GoalsOf:
@@ -83,16 +80,12 @@ def _multipliers(found: Finding) -> Iterator[Goal]:
     yield _at_most("tuned multipliers from 4 seeds: the widest 95% interval, as a factor", widest, 1.3)
 
 
-_BY_GROUP = "random structures, as many of each group"
-
 _GOALS: Mapping[str, GoalsOf] = {
     "standard": _standard,
     "screening": _screening,
-    "random": _random("random structures"),
-    "groups": _random(_BY_GROUP),
+    "random": _random,
     "standard against text": _text("standard", 0.80),
     "random against text": _text("random structures", 0.60),
-    "groups against text": _text(_BY_GROUP, 0.60),
     "control: fixed width": _control("one width for all"),
     "control: equal steps": _control("equal steps"),
     "control: equal steps, random structures": _control("equal steps, random structures"),

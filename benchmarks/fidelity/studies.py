@@ -7,7 +7,7 @@ from typing import Any
 from einlayers.theta import NAMED, Theta
 from search.studies.structures import REFERENCE_SET
 
-SEED = 2031
+SEED = 2032
 TASK: Mapping[str, Any] = {"kind": "regression", "teacher_seed": SEED, "outputs": 4, "batch_size": 512}
 """A teacher that nothing was tuned on."""
 
@@ -20,10 +20,13 @@ LARGE = {**TASK, "dense_width": 39, "train_flops": 3.2e11}
 ONE_WIDTH = 76
 """The width of the negative controls: nearly three times dense's, as 64 was when dense was 22 wide."""
 
-TEXT = {"kind": "char_lm", "train_flops": 1e11}
+TEXT = {"kind": "char_lm", "dense_width": 32, "train_flops": 4e11}
+"""What regressions are compared with: the character GPT, at a compute at which its own order holds (ADR 21)."""
+
+EARLY_TEXT = {"kind": "char_lm", "train_flops": 1e11}
+"""What the first five runs compared them with."""
+
 RANDOM = {"count": 24, "seed": SEED}
-GROUPS = {**RANDOM, "spread": "groups"}
-"""As many of each group of the taxonomy, as those were on which the goals were set."""
 
 
 def _fidelity(name: str, proxy: Mapping[str, Any], **settings: Any) -> dict[str, Any]:
@@ -59,25 +62,14 @@ STUDIES: tuple[Mapping[str, Any], ...] = (
         neighbours=False,
         scoring="equal_steps",
     ),
-    _fidelity("standard against text", STANDARD, replicates=4, reference=TEXT, reference_replicates=3),
-    _fidelity(
-        "random against text",
-        MIDDLE,
-        replicates=3,
-        structures=RANDOM,
-        reference=TEXT,
-        reference_replicates=3,
-        neighbours=False,
-    ),
-    _fidelity("groups", MIDDLE, replicates=3, structures=GROUPS, reference_replicates=1, neighbours=False),
-    _fidelity(
-        "groups against text",
-        MIDDLE,
-        replicates=3,
-        structures=GROUPS,
-        reference=TEXT,
-        reference_replicates=3,
-        neighbours=False,
+    _fidelity("standard against text", STANDARD, replicates=4, reference=TEXT, reference_replicates=2),
+    *(
+        _fidelity(name, proxy, replicates=replicates, structures=RANDOM, reference=reference, neighbours=False)
+        for name, proxy, replicates, reference in (
+            ("random against text", MIDDLE, 3, TEXT),
+            ("early text against text", EARLY_TEXT, 2, TEXT),
+            ("random against early text", MIDDLE, 3, EARLY_TEXT),
+        )
     ),
     _tuned("dense or BTT", structures=[asdict(NAMED["monarch"]), asdict(NAMED["btt"])], replicates=8),
     _tuned("the papers' order", structures=[asdict(theta) for theta in REFERENCE_SET], replicates=4),

@@ -80,7 +80,7 @@ class TestSubmit:
     def test_fills_in_what_is_not_said(self, client: TestClient) -> None:
         spec = client.post("/v1/searches", json=MINIMAL).json()["spec"]
         assert spec["proxy"]["kind"] == "char_lm"
-        assert spec["sampler"]["kind"] == "tpe"
+        assert spec["sampler"]["kind"] == "gp"
         assert (spec["replicates"], spec["concurrency"]) == (1, 2)
 
     def test_takes_the_spec_of_a_search_that_it_gave(self, client: TestClient) -> None:
