@@ -64,7 +64,15 @@ STUDIES: tuple[Mapping[str, Any], ...] = (
     ),
     _fidelity("standard against text", STANDARD, replicates=4, reference=TEXT, reference_replicates=2),
     *(
-        _fidelity(name, proxy, replicates=replicates, structures=RANDOM, reference=reference, neighbours=False)
+        _fidelity(
+            name,
+            proxy,
+            replicates=replicates,
+            structures=RANDOM,
+            reference=reference,
+            reference_replicates=1,
+            neighbours=False,
+        )
         for name, proxy, replicates, reference in (
             ("random against text", MIDDLE, 3, TEXT),
             ("early text against text", EARLY_TEXT, 2, TEXT),
