@@ -324,19 +324,23 @@ def even_points(num_coordinates: int, seed: int) -> Iterator[Unit]:
 
 def seen(spec: SearchSpec, history: Sequence[PastTrial]) -> tuple[list[Observation], list[Unit]]:
     """What was tried and what is being tried, in the sampler's coordinates, without designs from outside of the space."""
-    cube = spec.cube
-    placed = [(past, cube.to_unit(past.theta, past.variant)) for past in history]
-    observed = [
-        _observation(past, unit, spec.other_metrics)
-        for past, unit in placed
-        if unit and past.state.is_final and not past.excluded
-    ]
-    pending = [unit for past, unit in placed if unit and not past.state.is_final]
+    cube, metrics = spec.cube, spec.other_metrics
+    observed, pending = list[Observation](), list[Unit]()
+    for past in history:
+        unit = cube.to_unit(past.theta, past.variant)
+        if not unit:
+            continue
+        if not past.state.is_final:
+            pending.append(unit)
+        elif not past.excluded:
+            observed.append(_observation(past, unit, metrics))
     return observed, pending
 
 
 def _observation(past: PastTrial, unit: Unit, metrics: Sequence[str]) -> Observation:
     """An end as a sampler sees it; without all of its values there is no place among the others, whatever the loss."""
+    if not metrics:
+        return Observation(unit=unit, loss=past.loss)
     others = [getattr(past, metric) for metric in metrics]
     return Observation(
         unit=unit,

@@ -94,6 +94,5 @@ CONTESTANTS: Mapping[str, Callable[[int, int], Contestant]] = {
     "cma-es": _sampler(lambda seed: CmaEs(seed=seed)),
     "qmc": _sampler(lambda seed: Qmc(seed=seed)),
     "Ray Tune's hyperopt": _sampler(lambda seed: RayTune(searcher="hyperopt", seed=seed)),
-    "Ray Tune's optuna": _sampler(lambda seed: RayTune(searcher="optuna", seed=seed)),
 }
 """By name; each is made from a seed, for so many trials."""

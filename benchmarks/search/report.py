@@ -21,7 +21,7 @@ that random search has after {num_trials}. Our samplers propose as the service d
 space, no model twice. A training sees the same loss in all searches from a seed.
 
 `{racing}`: contenders are trained from up to three seeds, which count as trials, and what looks best is the best mean of at
-least two. All others go by single seeds.
+least two. All others go by single seeds. Ray Tune's `optuna` is left out: it proposes what `tpe` does.
 
 `optimum a known design`, `on faces` and `inside` are landscapes on paper, which grow with the distance from a structure in
 sharing, in rank and in exponents; noise: a standard deviation of 0.02 for every trial. The known design is one that `gp` and
