@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.search.asks import asks
-from benchmarks.search.contestants import CONTESTANTS, DEFAULT
+from benchmarks.search.contestants import CONTESTANTS, DEFAULT, RANDOM
 from benchmarks.search.objectives import LANDSCAPES, TABLE, Objective, Table, recorded
 from benchmarks.search.regret import Regrets, race
 from benchmarks.search.report import report
@@ -37,7 +37,11 @@ def main() -> None:
             objective.name: races(processes, objective, arguments.seeds, arguments.trials) for objective in objectives
         }
         stopped = (
-            {name: stops(processes, table, name, arguments.seeds, arguments.trials) for name in PRUNERS}
+            {
+                (sampler, pruner): stops(processes, table, sampler, pruner, arguments.seeds, arguments.trials)
+                for sampler in (RANDOM, DEFAULT)
+                for pruner in PRUNERS
+            }
             if table
             else {}
         )
@@ -61,15 +65,15 @@ def races(processes: ProcessPoolExecutor, objective: Objective, num_seeds: int, 
 
 
 def stops(
-    processes: ProcessPoolExecutor, table: Table, pruner: str, num_seeds: int, num_trials: int
+    processes: ProcessPoolExecutor, table: Table, sampler: str, pruner: str, num_seeds: int, num_trials: int
 ) -> Sequence[Stopped]:
-    """The default sampler with this pruner, by seed."""
-    asked = [(table, pruner, seed, num_trials) for seed in range(num_seeds)]
+    """Searches with this sampler and this pruner, by seed."""
+    asked = [(table, sampler, pruner, seed, num_trials) for seed in range(num_seeds)]
     return list(processes.map(_stop, *zip(*asked, strict=True)))
 
 
-def _stop(table: Table, pruner: str, seed: int, num_trials: int) -> Stopped:
-    return stopped_race(CONTESTANTS[DEFAULT](seed, num_trials), table, seed, num_trials, PRUNERS[pruner])
+def _stop(table: Table, sampler: str, pruner: str, seed: int, num_trials: int) -> Stopped:
+    return stopped_race(CONTESTANTS[sampler](seed, num_trials), table, seed, num_trials, PRUNERS[pruner])
 
 
 def _race(name: str, objective: Objective, seed: int, num_trials: int) -> list[float]:

@@ -38,11 +38,11 @@ def report(
     found: Mapping[str, Mapping[str, Regrets]],
     *,
     table: Table | None,
-    stopped: Mapping[str, Sequence[Stopped]],
+    stopped: Mapping[tuple[str, str], Sequence[Stopped]],
     asks: Mapping[str, float],
 ) -> str:
-    """The page; ``found``: by objective and contestant; ``stopped``: by pruner, on the ``table``, if one was recorded;
-    ``asks``: median seconds of a proposal by what it was of."""
+    """The page; ``found``: by objective and contestant; ``stopped``: by sampler and pruner, on the ``table``, if one was
+    recorded; ``asks``: median seconds of a proposal by what it was of."""
     first = next(iter(next(iter(found.values())).values()))
     num_seeds, num_trials = first.shape
     lines = [_HEAD.format(num_seeds=num_seeds, last_seed=num_seeds - 1, num_trials=num_trials, racing=RACING)]
@@ -69,26 +69,25 @@ def _table(regrets: Mapping[str, Regrets]) -> Iterator[str]:
         yield f"| {shown} | " + " | ".join(cells) + " |"
 
 
-def _stopping(stopped: Mapping[str, Sequence[Stopped]]) -> Iterator[str]:
+def _stopping(stopped: Mapping[tuple[str, str], Sequence[Stopped]]) -> Iterator[str]:
     yield (
-        f"Whole searches of the default sampler ({DEFAULT}), trial after trial, from the same seeds: a structure has "
-        "the same curve with and without a pruner.\n"
+        "Whole searches, trial after trial, from the same seeds: a structure has the same curve with and without a pruner. "
+        f"What `{RANDOM}` proposes is the same too; `{DEFAULT}` learns from what was stopped, and goes other ways.\n"
     )
     yield (
-        "| pruner | training FLOPs, as a share of those without | regret at the end | more than without "
+        "| sampler | pruner | training FLOPs, as a share of those without | regret at the end | more than without "
         "| finds the same structure | or a better one |"
     )
-    yield "| --- | --- | --- | --- | --- | --- |"
-    whole = stopped["none"]
-    for name, searches in stopped.items():
-        pairs = list(zip(searches, whole, strict=True))
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for (sampler, pruner), searches in stopped.items():
+        pairs = list(zip(searches, stopped[sampler, "none"], strict=True))
         shares = np.array([[each.compute / without.compute] for each, without in pairs])
         regrets = np.array([[each.regret] for each in searches])
         more = np.array([[each.regret - without.regret] for each, without in pairs])
         same = sum(each.best == without.best for each, without in pairs)
         better = sum(each.regret < without.regret for each, without in pairs)
         yield (
-            f"| `{name}` | {_interval(mean(shares, 1), '.2f')} | {_interval(mean(regrets, 1), '.4f')} "
+            f"| {sampler} | `{pruner}` | {_interval(mean(shares, 1), '.2f')} | {_interval(mean(regrets, 1), '.4f')} "
             f"| {_interval(mean(more, 1), '+.4f')} | {same} of {len(pairs)} | {better} of {len(pairs)} |"
         )
 
