@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
 
 from einlayers.errors import FieldError
+from einlayers.taxonomy import taxonomy
 from einlayers.theta import NAMED, Theta
 from search.cube import Design
 from search.designs import GRIDS
@@ -27,10 +28,11 @@ from search.states import TrialState
 from search.structure import Structure, structure_of
 from search.variant import Variant
 
-_SAMPLER_TRIES = 6
+_SAMPLER_ASKS, _SAMPLER_TRIES = 250, 32
 _EVEN_TRIES = 250
-"""How many points may be refused in a row: first the sampler's, which may insist on what is known already, then points
-spread over the whole space. When these are all refused too, the space counts as exhausted."""
+"""How many points may be refused in a row: first the sampler's, which may insist on what is known already, or on what the
+constraints forbid; those whose taxonomy is forbidden are only asked for, and not costed. Then points spread over the whole
+space. When these are all refused too, the space counts as exhausted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +291,9 @@ def _candidates(
         sampler = make_sampler()
         observed, pending = seen(spec, [*inherited, *history]) if sampler.learns else ([], [])
         asked = sampler.ask(observed, pending, cube.num_coordinates, _proposal_seed(spec, len(history)))
-        yield from map(cube.to_design, islice(asked, _SAMPLER_TRIES))
+        designs = map(cube.to_design, islice(asked, _SAMPLER_ASKS))
+        allowed = (each for each in designs if spec.space.constraints.allow_taxonomy(taxonomy(each.theta)))
+        yield from islice(allowed, _SAMPLER_TRIES)
     yield from _possible(spec, len(history))
 
 

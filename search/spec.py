@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from einlayers.errors import FieldError
+from einlayers.taxonomy import Taxonomy
 from einlayers.theta import NAMED
 from search.axes import TIES, Axes, SubspaceName, TieName, region_of
 from search.checks import Number, Whole, check_number, check_whole
@@ -77,8 +78,15 @@ class Constraints:
 
     def allow(self, structure: Structure) -> bool:
         """Whether a structure keeps every bound."""
-        values = metrics(structure)
-        return all(low <= values[metric] <= high for metric, (low, high) in self.bounds.items())
+        return self._are_kept_by(metrics(structure))
+
+    def allow_taxonomy(self, taxonomy: Taxonomy) -> bool:
+        """Whether omega, psi and nu keep their bounds: known of a theta, whatever its width."""
+        return self._are_kept_by({"omega": taxonomy.omega, "psi": taxonomy.psi, "nu": taxonomy.nu})
+
+    def _are_kept_by(self, values: Mapping[str, float]) -> bool:
+        bounds = self.bounds.items()
+        return all(low <= values[metric] <= high for metric, (low, high) in bounds if metric in values)
 
     def _given(self, metric: str) -> tuple[float | None, float | None]:
         # Nobody wants padding: there is no least.

@@ -245,6 +245,26 @@ class TestConstraints:
         assert len(proposals) == 12
         assert all(constraints.allow(proposal.structure) for proposal in proposals)
 
+    @pytest.mark.parametrize("constraints", [Constraints(nu_max=0.75), Constraints(nu_max=0.75, params_max=10**9)])
+    def test_leave_the_choice_to_a_sampler_that_insists_on_what_they_forbid(self, constraints: Constraints) -> None:
+        class Insisting:
+            learns = True
+
+            def ask(
+                self, observed: Sequence[Observation], pending: Sequence[Unit], num_coordinates: int, seed: int
+            ) -> Iterator[Unit]:
+                yield from (place(NAMED["dense"]) for _ in range(50))
+                yield place(NAMED["monarch"])
+
+        def place(theta: Theta) -> Unit:
+            unit = SUBSPACES["full"].to_unit(theta)
+            assert unit is not None
+            return unit
+
+        proposal = propose(_spec(Space(constraints=constraints)), [], Insisting)
+        assert proposal is not None
+        assert proposal.structure.theta == NAMED["monarch"]
+
     @samplers
     @pytest.mark.parametrize("subspace", SUBSPACES)
     def test_include_the_subspace(self, subspace: str, sampler: SamplerSpec) -> None:
