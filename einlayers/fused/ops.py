@@ -22,7 +22,12 @@ from einlayers.fused.sizes import Sizes
 
 @torch.library.custom_op("einlayers::two_factor", mutates_args=())
 def two_factor(x_TI: Tensor, P: Tensor, Q: Tensor) -> Tensor:
-    """``y[t f o] = sum over g r of (sum over i of x[t g i] P[g f r i]) Q[f g r o]``, contiguous."""
+    """``y[t f o] = sum over g r of (sum over i of x[t g i] P[g f r i]) Q[f g r o]``, contiguous.
+
+    Raises:
+        ValueError: the shapes do not fit together.
+    """
+    _check(x_TI, P, Q)
     if not _is_launched(x_TI, P, Q):
         return torch.einsum("tfgr,fgro->tfo", _intermediate(x_TI, P), Q).flatten(1).contiguous()
     from einlayers.fused import launch
@@ -34,7 +39,15 @@ def two_factor(x_TI: Tensor, P: Tensor, Q: Tensor) -> Tensor:
 def two_factor_gradients(
     x_TI: Tensor, P: Tensor, Q: Tensor, dy_TO: Tensor, for_P: bool, for_Q: bool
 ) -> tuple[Tensor, Tensor]:
-    """dP and dQ, contiguous and in the type of the factors; what is not asked for is a tensor without numbers."""
+    """dP and dQ, contiguous and in the type of the factors; what is not asked for is a tensor without numbers.
+
+    Raises:
+        ValueError: the shapes do not fit together.
+    """
+    _check(x_TI, P, Q)
+    _check(dy_TO, Q, P)
+    if len(dy_TO) != len(x_TI):
+        raise ValueError(f"expected as many tokens of dy as of x, which has {len(x_TI)}, got {len(dy_TO)}")
     if not _is_launched(x_TI, P, Q):
         dP, dQ = _plain_gradients(x_TI, P, Q, dy_TO, for_P, for_Q)
     else:
@@ -98,6 +111,18 @@ def _sum(left: Tensor | None, right: Tensor | None) -> Tensor | None:
     if left is None or right is None:
         return right if left is None else left
     return left + right
+
+
+def _check(x_TI: Tensor, P: Tensor, Q: Tensor) -> None:
+    # A kernel would read beyond the end of what does not fit, without a word.
+    if x_TI.dim() != 2 or P.dim() != 4 or Q.dim() != 4:
+        raise ValueError(
+            f"expected x (T, I), P (g, f, r, i) and Q (f, g, r, o), got {x_TI.dim()}, {P.dim()}, {Q.dim()} axes"
+        )
+    gamma, phi, rho, i = P.shape
+    if x_TI.shape[1] != gamma * i or Q.shape[:3] != (phi, gamma, rho):
+        expected = f"x of {gamma * i} features and Q ({phi}, {gamma}, {rho}, o) with P {tuple(P.shape)}"
+        raise ValueError(f"expected {expected}, got {tuple(x_TI.shape)} and {tuple(Q.shape)}")
 
 
 def _is_launched(x_TI: Tensor, P: Tensor, Q: Tensor) -> bool:

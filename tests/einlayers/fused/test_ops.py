@@ -110,3 +110,26 @@ def second_derivatives(apply: object, tensors: list[Tensor]) -> tuple[Tensor, ..
     gradients = torch.autograd.grad(y_TO, (x_TI, P, Q), dy_TO, create_graph=True)
     total = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
     return torch.autograd.grad(total, (x_TI, P, Q, dy_TO))
+
+
+class TestShapes:
+    """Of operators that somebody calls by hand; a kernel would read beyond the end of what does not fit."""
+
+    X, P, Q, DY = torch.zeros(5, 12), torch.zeros(3, 2, 2, 4), torch.zeros(2, 3, 2, 6), torch.zeros(5, 12)
+
+    @pytest.mark.parametrize(
+        "x_TI", [torch.zeros(5, 11), torch.zeros(5, 24), torch.zeros(12)], ids=["few", "many", "flat"]
+    )
+    def test_of_x_are_refused_where_they_do_not_fit(self, x_TI: Tensor) -> None:
+        with pytest.raises(ValueError, match=r"expected x .*, got "):
+            two_factor(x_TI, self.P, self.Q)
+
+    @pytest.mark.parametrize("shape", [(3, 3, 2, 6), (2, 2, 2, 6), (2, 3, 1, 6)], ids=["phi", "gamma", "rho"])
+    def test_of_factors_are_refused_where_they_do_not_fit(self, shape: tuple[int, ...]) -> None:
+        with pytest.raises(ValueError, match=r"expected x of 12 features and Q \(2, 3, 2, o\)"):
+            two_factor(self.X, self.P, torch.zeros(shape))
+
+    @pytest.mark.parametrize("shape", [(5, 11), (4, 12)], ids=["features", "tokens"])
+    def test_of_dy_are_refused_where_they_do_not_fit(self, shape: tuple[int, int]) -> None:
+        with pytest.raises(ValueError, match=r"expected (x of|as many tokens)"):
+            two_factor_gradients(self.X, self.P, self.Q, torch.zeros(shape), True, True)
