@@ -1,6 +1,8 @@
 """Column types: our value objects as JSON, and times that know their zone."""
 
+import json
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
@@ -11,15 +13,21 @@ T = TypeVar("T")
 
 
 class AsJSON(TypeDecorator[T]):
-    """A value object, written as the JSON that the API speaks and read back through its own constructor."""
+    """A value object, written as the JSON that the API speaks and read back through its own constructor.
+
+    ``keep``: so many values, which nobody can change, are kept and given again for the same JSON: a plan of hundreds of runs
+    takes longer to check than to read, and a runner reads its searches at every turn.
+    """
 
     impl = JSON
     cache_ok = True
 
-    def __init__(self, value_type: Any) -> None:
+    def __init__(self, value_type: Any, *, keep: int = 0) -> None:
         super().__init__()
         self.value_type = value_type
+        self.keep = keep
         self._adapter: TypeAdapter[T] = TypeAdapter(value_type)
+        self._kept = lru_cache(maxsize=keep)(self._of_text)
 
     def process_bind_param(self, value: T | None, dialect: Dialect) -> Any:
         """The JSON of a value."""
@@ -27,7 +35,12 @@ class AsJSON(TypeDecorator[T]):
 
     def process_result_value(self, value: Any, dialect: Dialect) -> T | None:
         """The value of its JSON."""
-        return None if value is None else self._adapter.validate_python(value)
+        if value is None:
+            return None
+        return self._kept(json.dumps(value)) if self.keep else self._adapter.validate_python(value)
+
+    def _of_text(self, text: str) -> T:
+        return self._adapter.validate_python(json.loads(text))
 
 
 class UTCDateTime(TypeDecorator[datetime]):

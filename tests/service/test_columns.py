@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import count
 
@@ -83,6 +84,17 @@ class TestValues:
             "phi": 0.5,
             "rho": 0.25,
         }
+
+    def test_that_cannot_change_are_made_once_from_the_same_json(self, rows: Rows) -> None:
+        search_ids = [rows.search(SPEC), rows.search(SPEC), rows.search(replace(SPEC, name="another"))]
+
+        def read() -> list[SearchSpec]:
+            with rows.database.read() as session:
+                return [session.get_one(Search, search_id).spec for search_id in search_ids]
+
+        first, again = read(), read()
+        assert first == [SPEC, SPEC, replace(SPEC, name="another")]
+        assert {*map(id, first), *map(id, again)} == {id(first[0]), id(first[2])}
 
 
 class TestTimes:
