@@ -2,31 +2,36 @@
 
 Trials of a search are measured at the same shares of their compute, half powers of two (``workers.training``), at a constant
 rate and with averaged weights, so that every point counts. Some of these are rungs, at which a trial goes on only where its
-structure is among the best of those that have been there.
+structure is among the best of those that have been there, or may still become the best by the way that curves go on.
 """
 
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
-from search.stopping import Hyperband, MedianRule, NoPruner, PrunerSpec, SuccessiveHalving
+from search.stopping import Extrapolation, Hyperband, MedianRule, NoPruner, PrunerSpec, SuccessiveHalving
 
 POINT = 2**-0.25
 """A point belongs to the share that it is within this factor of: points lie at half powers of two, in whole steps."""
+
+_ROUNDING = 1e-6
+"""Slopes that are so near to each other tell nothing."""
 
 _POINTS = tuple(2 ** (-k / 2) for k in range(1, 9))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Climber:
-    """A trial of a search at a rung: its number, the model that it trains, its loss there, and at its end if it has one;
-    and what the search minimises beside the loss."""
+    """A trial of a search at a rung: its number, the model that it trains, its loss there, with half of that compute, and at
+    its end, if it has them; and what the search minimises beside the loss."""
 
     number: int
     digest: str
     loss: float
+    earlier_loss: float | None = None
     final_loss: float | None = None
     others: tuple[float, ...] = ()
 
@@ -37,6 +42,61 @@ class Verdict:
 
     reason: str
     expected_loss: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """How learning curves go on from a rung, told by those that went on: the log of the loss falls by what is usual, and
+    further where it fell by more with the last doubling of compute.
+
+    A linear regression of the one on the other. ``sd``: the standard deviation of what is left, in logs; None where too few
+    went on to tell.
+    """
+
+    usual_fall: float
+    usual_slope: float = 0.0
+    rate: float = 0.0
+    num: int = 0
+    squares: float = math.inf
+    sd: float | None = None
+
+    @classmethod
+    def of(cls, climbers: Iterable[Climber]) -> Self:
+        """By those with a loss at their end; where there are none, losses are expected to stay as they are."""
+        ended = [each for each in climbers if each.final_loss is not None and min(each.loss, each.final_loss) > 0]
+        falls = [(_slope(each), math.log((each.final_loss or 0) / each.loss)) for each in ended]
+        pairs = [(slope, fall) for slope, fall in falls if slope is not None]
+        num = len(pairs)
+        if num < 3:
+            return cls(usual_fall=statistics.median([fall for _, fall in falls] or [0.0]))
+        usual_slope, usual_fall = (statistics.fmean(each) for each in zip(*pairs, strict=True))
+        away = [(slope - usual_slope, fall - usual_fall) for slope, fall in pairs]
+        squares = sum(slope * slope for slope, _ in away)
+        if squares < num * _ROUNDING**2:
+            squares = math.inf
+        rate = sum(slope * fall for slope, fall in away) / squares
+        sd = math.sqrt(sum((fall - rate * slope) ** 2 for slope, fall in away) / (num - 2))
+        return cls(usual_fall=usual_fall, usual_slope=usual_slope, rate=rate, num=num, squares=squares, sd=sd)
+
+    def final_loss(self, climber: Climber) -> float:
+        """What a trial is expected to have at its end."""
+        return climber.loss * math.exp(self.usual_fall + self.rate * self._excess(climber))
+
+    def error(self, climber: Climber) -> float:
+        """The standard deviation of the log of that."""
+        if self.sd is None:
+            return math.inf
+        return self.sd * math.sqrt(1 + 1 / self.num + self._excess(climber) ** 2 / self.squares)
+
+    def _excess(self, climber: Climber) -> float:
+        slope = _slope(climber)
+        return 0.0 if slope is None else slope - self.usual_slope
+
+
+def _slope(climber: Climber) -> float | None:
+    if climber.earlier_loss is None or min(climber.loss, climber.earlier_loss) <= 0:
+        return None
+    return math.log(climber.loss / climber.earlier_loss)
 
 
 def point_of(share: float) -> float:
@@ -51,7 +111,7 @@ def is_rung(pruner: PrunerSpec, number: int, point: float) -> bool:
             return point in _rungs(pruner.reduction, pruner.min_share)
         case Hyperband():
             return point in _rungs(pruner.reduction, pruner.min_share)[_bracket(pruner, number) :]
-        case MedianRule():
+        case MedianRule() | Extrapolation():
             return pruner.min_share <= point < 1
         case NoPruner():
             return False
@@ -65,32 +125,66 @@ def judge(
     Structures are compared, by the means of their seeds; of several objectives, those are better that are as good in all
     of them and better in one. Where a search trains ``replicates`` of each, no structure is given up by one seed.
     """
-    if isinstance(pruner, NoPruner):
+    others = list(others)
+    own = [each for each in others if each.digest == climber.digest]
+    if isinstance(pruner, NoPruner) or len(own) + 1 < min(2, replicates):
         return None
-    if isinstance(pruner, Hyperband):
-        others = [each for each in others if _bracket(pruner, each.number) == _bracket(pruner, climber.number)]
-    losses: defaultdict[str, list[float]] = defaultdict(list)
-    costs: dict[str, tuple[float, ...]] = {}
-    ratios = list[float]()
-    for each in others:
-        losses[each.digest].append(each.loss)
-        costs[each.digest] = each.others
-        if each.final_loss is not None and each.loss > 0:
-            ratios.append(each.final_loss / each.loss)
-    own = [*losses.pop(climber.digest, []), climber.loss]
-    if len(own) < min(2, replicates) or len(losses) < pruner.startup_structures:
+    forecast = Forecast.of(others)
+    rivals = [each for each in others if each.digest != climber.digest]
+    if isinstance(pruner, Extrapolation):
+        place = _hopeless(pruner, [*own, climber], rivals, forecast)
+    else:
+        place = _behind(pruner, [*own, climber], rivals)
+    if place is None:
         return None
-    mean = statistics.fmean(own)
-    num_better = sum(
-        _dominates((statistics.fmean(each), *costs[digest]), (mean, *climber.others)) for digest, each in losses.items()
-    )
-    if num_better < math.ceil((len(losses) + 1) / pruner.reduction):
-        return None
-    place = f"worse than {num_better} of {len(losses)} other structures"
+    mean = statistics.fmean(each.loss for each in (*own, climber))
     return Verdict(
         reason=f"at {point:.3g} of its compute with a loss of {mean:.4g}, {place}",
-        expected_loss=climber.loss * statistics.median(ratios or [1.0]),
+        expected_loss=forecast.final_loss(climber),
     )
+
+
+def _behind(
+    pruner: SuccessiveHalving | Hyperband | MedianRule, own: Sequence[Climber], rivals: Iterable[Climber]
+) -> str | None:
+    """Too many are better at this rung."""
+    climber = own[-1]
+    if isinstance(pruner, Hyperband):
+        rivals = [each for each in rivals if _bracket(pruner, each.number) == _bracket(pruner, climber.number)]
+    means = _means(rivals, lambda each: each.loss)
+    if len(means) < pruner.startup_structures:
+        return None
+    mean = statistics.fmean(each.loss for each in own)
+    num_better = sum(_dominates(each, (mean, *climber.others)) for each in means)
+    if num_better < math.ceil((len(means) + 1) / pruner.reduction):
+        return None
+    return f"worse than {num_better} of {len(means)} other structures"
+
+
+def _hopeless(
+    pruner: Extrapolation, own: Sequence[Climber], rivals: Iterable[Climber], forecast: Forecast
+) -> str | None:
+    """Another one has ended with a loss that this will hardly get down to."""
+    climber = own[-1]
+    means = _means((each for each in rivals if each.final_loss is not None), lambda each: each.final_loss or 0)
+    if len(means) < pruner.startup_structures or _slope(climber) is None:
+        return None
+    mean = statistics.fmean(forecast.final_loss(each) for each in own)
+    hoped = (mean * math.exp(-pruner.margin * forecast.error(climber)), *climber.others)
+    best = min((each for each in means if _dominates(each, hoped)), default=None)
+    if best is None:
+        return None
+    return f"expected to end at {mean:.4g}, and hardly below {hoped[0]:.4g}, where another structure has {best[0]:.4g}"
+
+
+def _means(climbers: Iterable[Climber], loss: Callable[[Climber], float]) -> Sequence[tuple[float, ...]]:
+    """Of every structure the mean of its seeds, and what is minimised beside it."""
+    losses: defaultdict[str, list[float]] = defaultdict(list)
+    others = dict[str, tuple[float, ...]]()
+    for each in climbers:
+        losses[each.digest].append(loss(each))
+        others[each.digest] = each.others
+    return [(statistics.fmean(each), *others[digest]) for digest, each in losses.items()]
 
 
 def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

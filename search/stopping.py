@@ -71,6 +71,23 @@ class MedianRule(_Stopping):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Extrapolation(_Stopping):
+    """At every point of its learning curve, a trial goes on that may still become the best: one whose curve, drawn on as
+    those of the others went on, ends within ``margin`` standard deviations of the lowest loss that there is (the predictive
+    termination of Domhan et al., IJCAI 2015)."""
+
+    kind: Literal["extrapolation"] = "extrapolation"
+    min_share: Number = 0.25
+    margin: Number = 2.5
+
+    def __post_init__(self) -> None:
+        # A curve is drawn on from two points, and its first one lies at a sixteenth.
+        check_number("min_share", self.min_share, 1 / 8, 1 / 2)
+        check_whole("startup_structures", self.startup_structures, 3, 10_000)
+        check_number("margin", self.margin, 0.1, 100)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Convergence:
     """When a search ends by itself: when the last ``patience`` trials to end have lowered its best loss by no more than
     ``min_improvement``, as a share of it; without a patience, when one more trial, of the most promising structure, is
@@ -89,4 +106,4 @@ class Convergence:
             raise FieldError("patience", expected="a patience, or a min_improvement above 0", got=None)
 
 
-PrunerSpec = Annotated[NoPruner | SuccessiveHalving | Hyperband | MedianRule, Discriminator("kind")]
+PrunerSpec = Annotated[NoPruner | SuccessiveHalving | Hyperband | MedianRule | Extrapolation, Discriminator("kind")]

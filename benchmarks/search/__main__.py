@@ -6,19 +6,23 @@ python -m benchmarks.search --seeds 3 --trials 40 --out -      # a look
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.search.asks import asks
-from benchmarks.search.contestants import CONTESTANTS, DEFAULT, RANDOM
-from benchmarks.search.objectives import LANDSCAPES, TABLE, Objective, Table, recorded
-from benchmarks.search.regret import Regrets, race
+from benchmarks.search.contestants import CONTESTANTS, DEFAULT, QMC, RACING, RANDOM
+from benchmarks.search.objectives import LANDSCAPES, TABLE, Objective, recorded
+from benchmarks.search.regret import Regrets
 from benchmarks.search.report import report
-from benchmarks.search.stopping import PRUNERS, Stopped, stopped_race
+from benchmarks.search.searches import OTHER_DRAWS, PRUNERS, Searched, search
+
+STOPPED = (RANDOM, QMC, DEFAULT, RACING)
+"""Whose searches are made with early stopping too."""
 
 
 def main() -> None:
@@ -31,19 +35,15 @@ def main() -> None:
     table = recorded(TABLE) if TABLE.exists() else None
     if table is None:
         print(f"there is no {TABLE.name}: on landscapes alone; python -m benchmarks.search.record makes it")
-    objectives: list[Objective] = [*LANDSCAPES, *([table] if table else [])]
+    objectives: Sequence[Objective] = [*LANDSCAPES, *([table] if table else [])]
     with ProcessPoolExecutor(os.cpu_count()) as processes:
+        run = partial(searches, processes, num_seeds=arguments.seeds, num_trials=arguments.trials)
         found = {
-            objective.name: races(processes, objective, arguments.seeds, arguments.trials) for objective in objectives
+            objective.name: regrets(run([(name, objective, "none") for name in CONTESTANTS]))
+            for objective in objectives
         }
         stopped = (
-            {
-                (sampler, pruner): stops(processes, table, sampler, pruner, arguments.seeds, arguments.trials)
-                for sampler in (RANDOM, DEFAULT)
-                for pruner in PRUNERS
-            }
-            if table
-            else {}
+            run([(name, table, pruner) for name, pruner in product(STOPPED, [*PRUNERS, OTHER_DRAWS])]) if table else {}
         )
     text = report(found, table=table, stopped=stopped, asks=dict(asks((100, 1_000, 10_000))))
     if arguments.out == "-":
@@ -52,32 +52,18 @@ def main() -> None:
         Path(arguments.out).write_text(text)
 
 
-def races(processes: ProcessPoolExecutor, objective: Objective, num_seeds: int, num_trials: int) -> dict[str, Regrets]:
-    """The regrets of every contestant."""
-    asked = list(product(CONTESTANTS, range(num_seeds)))
-    regrets = list(
-        processes.map(_race, *zip(*[(name, objective, seed, num_trials) for name, seed in asked], strict=True))
-    )
-    found: dict[str, list[Sequence[float]]] = {}
-    for (name, _), each in zip(asked, regrets, strict=True):
-        found.setdefault(name, []).append(each)
-    return {name: np.array(each) for name, each in found.items()}
+def searches(
+    processes: ProcessPoolExecutor, asked: Sequence[tuple[str, Objective, str]], *, num_seeds: int, num_trials: int
+) -> dict[tuple[str, str], Sequence[Searched]]:
+    """Of every contestant, on an objective, with a pruner: a search from every seed."""
+    each_seed = [(*each, seed, num_trials) for each in asked for seed in range(num_seeds)]
+    found = list(processes.map(search, *zip(*each_seed, strict=True)))
+    return {(name, pruner): found[i * num_seeds : (i + 1) * num_seeds] for i, (name, _, pruner) in enumerate(asked)}
 
 
-def stops(
-    processes: ProcessPoolExecutor, table: Table, sampler: str, pruner: str, num_seeds: int, num_trials: int
-) -> Sequence[Stopped]:
-    """Searches with this sampler and this pruner, by seed."""
-    asked = [(table, sampler, pruner, seed, num_trials) for seed in range(num_seeds)]
-    return list(processes.map(_stop, *zip(*asked, strict=True)))
-
-
-def _stop(table: Table, sampler: str, pruner: str, seed: int, num_trials: int) -> Stopped:
-    return stopped_race(CONTESTANTS[sampler](seed, num_trials), table, seed, num_trials, PRUNERS[pruner])
-
-
-def _race(name: str, objective: Objective, seed: int, num_trials: int) -> list[float]:
-    return race(CONTESTANTS[name](seed, num_trials), objective, seed, num_trials)
+def regrets(found: Mapping[tuple[str, str], Sequence[Searched]]) -> dict[str, Regrets]:
+    """By contestant, over seeds and trials."""
+    return {name: np.array([each.regrets for each in searches]) for (name, _), searches in found.items()}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """How long a whole proposal takes after so many trials."""
 
-import math
 import random
 import statistics
 import time
@@ -40,6 +39,6 @@ def _history(size: int) -> list[PastTrial]:
     draw, full, landscape = random.Random(0), SUBSPACES["full"], LANDSCAPES[-1]
     thetas = [full.to_theta(tuple(draw.random() for _ in range(full.num_coordinates))) for _ in range(size)]
     return [
-        PastTrial(theta=theta, digest=str(i), state=TrialState.COMPLETED, loss=math.exp(landscape.measure(theta, 0, 0)))
+        PastTrial(theta=theta, digest=str(i), state=TrialState.COMPLETED, loss=landscape.curve(theta, 0, 0)[-1])
         for i, theta in enumerate(thetas)
     ]

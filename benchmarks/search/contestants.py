@@ -22,7 +22,7 @@ PROXY = cast(ProxySpec, PRESETS["screening"].proxy)
 DEFAULT = SearchSpec(name="default", budget=Budget(max_trials=1)).sampler.kind
 """The one that a search uses that names none."""
 
-RANDOM, GRID, NAIVE = "random", "papers' grid", "Optuna's TPE on seven floats"
+RANDOM, QMC, GRID, NAIVE = "random", "qmc", "papers' grid", "Optuna's TPE on seven floats"
 RACING = f"{DEFAULT}, and a race"
 
 
@@ -92,7 +92,7 @@ CONTESTANTS: Mapping[str, Callable[[int, int], Contestant]] = {
     RACING: _sampler(lambda seed: Gp(seed=seed), Racing()),
     "tpe": _sampler(lambda seed: Tpe(seed=seed)),
     "cma-es": _sampler(lambda seed: CmaEs(seed=seed)),
-    "qmc": _sampler(lambda seed: Qmc(seed=seed)),
+    QMC: _sampler(lambda seed: Qmc(seed=seed)),
     "Ray Tune's hyperopt": _sampler(lambda seed: RayTune(searcher="hyperopt", seed=seed)),
 }
 """By name; each is made from a seed, for so many trials."""

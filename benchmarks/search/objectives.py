@@ -24,11 +24,11 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Of its compute, after which a run of the table has a loss."""
 
 Curve = tuple[float, ...]
-"""These losses."""
+"""These losses, or the last of them."""
 
 
 class Objective(Protocol):
-    """Structures with a true loss, of which a trial sees a noisy one; losses are logarithms."""
+    """Structures with a true loss, a logarithm, of which a trial sees a noisy one."""
 
     @property
     def name(self) -> str:
@@ -48,8 +48,9 @@ class Objective(Protocol):
         """The true loss of a structure that was placed."""
         ...
 
-    def measure(self, theta: Theta, seed: int, replicate: int) -> float:
-        """The loss that its trial number ``replicate`` sees in the searches from ``seed``: the same, whoever searches."""
+    def curve(self, theta: Theta, seed: int, replicate: int) -> Curve:
+        """The losses that its trial number ``replicate`` sees in the searches from ``seed``, at the last of ``SHARES``: the
+        same, whoever searches."""
         ...
 
 
@@ -77,9 +78,9 @@ class Landscape:
         away = min(math.dist(each.exponents, target) for each in (theta.canonical(), theta.canonical().swapped()))
         return 0.6 * abs(here.omega - there.omega) + 0.3 * abs(here.psi - there.psi) + 0.2 * away
 
-    def measure(self, theta: Theta, seed: int, replicate: int) -> float:
-        """With noise."""
-        return self.truth(theta) + _draw(theta, seed, replicate).gauss(0, self.noise_sd)
+    def curve(self, theta: Theta, seed: int, replicate: int) -> Curve:
+        """Its end alone, with noise."""
+        return (math.exp(self.truth(theta) + _draw(theta, seed, replicate).gauss(0, self.noise_sd)),)
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,6 @@ class Table:
     def truth(self, theta: Theta) -> float:
         """The mean over all seeds."""
         return sum(math.log(curve[-1]) for curve in self.curves[theta]) / len(self.curves[theta])
-
-    def measure(self, theta: Theta, seed: int, replicate: int) -> float:
-        """One of its seeds."""
-        return math.log(self.curve(theta, seed, replicate)[-1])
 
     def curve(self, theta: Theta, seed: int, replicate: int) -> Curve:
         """One of its seeds, from the beginning; another one for every replicate, as long as there are some."""

@@ -1,17 +1,8 @@
-"""How far the best that a contestant has found is from the best that there is, trial by trial, and how sure that is."""
-
-import math
-from statistics import fmean
+"""How far the best that contestants have found is from the best that there is, over seeds, and how sure that is."""
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.search.contestants import PROXY, Contestant
-from benchmarks.search.objectives import Objective
-from einlayers.theta import Theta
-from search.proposals import PastTrial
-from search.states import TrialState
-from search.structure import structure_of
 from search.studies.estimates import Estimate
 
 # S seeds, T trials
@@ -19,26 +10,6 @@ Regrets = npt.NDArray[np.float64]
 """``(S, T)``: the true loss of what looked best so far, less the lowest there is."""
 
 _RESAMPLES = 2000
-
-
-def race(contestant: Contestant, objective: Objective, seed: int, num_trials: int) -> list[float]:
-    """The regrets of one search. What has nothing more to propose keeps its last one."""
-    history, losses = list[PastTrial](), dict[Theta, list[float]]()
-    regrets = list[float]()
-    while len(regrets) < num_trials:
-        asked = contestant.ask(history)
-        if asked is None:
-            regrets += regrets[-1:] * (num_trials - len(regrets))
-            break
-        is_again = contestant.seeds_wanted > 1 and asked in losses
-        theta = asked if is_again else objective.place(asked, losses)
-        loss = objective.measure(theta, seed, len(losses.get(theta, ())))
-        losses.setdefault(theta, []).append(loss)
-        digest = structure_of(theta, PROXY).digest
-        history.append(PastTrial(theta=theta, digest=digest, state=TrialState.COMPLETED, loss=math.exp(loss)))
-        best = min(losses, key=lambda each: (len(losses[each]) < contestant.seeds_wanted, fmean(losses[each])))
-        regrets.append(objective.truth(best) - objective.lowest)
-    return regrets
 
 
 def mean(regrets_ST: Regrets, num_trials: int) -> Estimate:

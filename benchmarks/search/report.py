@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.search.contestants import DEFAULT, RACING, RANDOM
+from benchmarks.search.contestants import DEFAULT, QMC, RACING, RANDOM
 from benchmarks.search.objectives import Table
 from benchmarks.search.regret import Regrets, mean, speedup
-from benchmarks.search.stopping import Stopped
+from benchmarks.search.searches import Searched
 from search.studies.estimates import Estimate
 
 _HEAD = """# Samplers compared
@@ -38,7 +38,7 @@ def report(
     found: Mapping[str, Mapping[str, Regrets]],
     *,
     table: Table | None,
-    stopped: Mapping[tuple[str, str], Sequence[Stopped]],
+    stopped: Mapping[tuple[str, str], Sequence[Searched]],
     asks: Mapping[str, float],
 ) -> str:
     """The page; ``found``: by objective and contestant; ``stopped``: by sampler and pruner, on the ``table``, if one was
@@ -69,10 +69,12 @@ def _table(regrets: Mapping[str, Regrets]) -> Iterator[str]:
         yield f"| {shown} | " + " | ".join(cells) + " |"
 
 
-def _stopping(stopped: Mapping[tuple[str, str], Sequence[Stopped]]) -> Iterator[str]:
+def _stopping(stopped: Mapping[tuple[str, str], Sequence[Searched]]) -> Iterator[str]:
     yield (
         "Whole searches, trial after trial, from the same seeds: a structure has the same curve with and without a pruner. "
-        f"What `{RANDOM}` proposes is the same too; `{DEFAULT}` learns from what was stopped, and goes other ways.\n"
+        f"What `{RANDOM}` and `{QMC}` propose is the same too: the best is the same, unless it was stopped. `{DEFAULT}` "
+        "learns from what was stopped and goes other ways; how much that alone does is told by a search that is not "
+        "stopped, on the same losses, whose sampler draws from another seed.\n"
     )
     yield (
         "| sampler | pruner | training FLOPs, as a share of those without | regret at the end | more than without "
@@ -82,10 +84,10 @@ def _stopping(stopped: Mapping[tuple[str, str], Sequence[Stopped]]) -> Iterator[
     for (sampler, pruner), searches in stopped.items():
         pairs = list(zip(searches, stopped[sampler, "none"], strict=True))
         shares = np.array([[each.compute / without.compute] for each, without in pairs])
-        regrets = np.array([[each.regret] for each in searches])
-        more = np.array([[each.regret - without.regret] for each, without in pairs])
+        regrets = np.array([each.regrets[-1:] for each in searches])
+        more = np.array([[each.regrets[-1] - without.regrets[-1]] for each, without in pairs])
         same = sum(each.best == without.best for each, without in pairs)
-        better = sum(each.regret < without.regret for each, without in pairs)
+        better = sum(each.regrets[-1] < without.regrets[-1] for each, without in pairs)
         yield (
             f"| {sampler} | `{pruner}` | {_interval(mean(shares, 1), '.2f')} | {_interval(mean(regrets, 1), '.4f')} "
             f"| {_interval(mean(more, 1), '+.4f')} | {same} of {len(pairs)} | {better} of {len(pairs)} |"

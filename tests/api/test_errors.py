@@ -102,6 +102,7 @@ SEARCHES = [
     _case(
         "/pruner", {"kind": "hyperband", "min_share": 0.9}, "expected a number from 0.0625 to 0.5", "/pruner/min_share"
     ),
+    _case("/pruner", {"kind": "extrapolation", "margin": 0}, "expected a number from 0.1 to 100", "/pruner/margin"),
     _case("/convergence", {"patience": 0}, "expected a whole number from 1 to", "/convergence/patience"),
     _case("/racing", {"max_replicates": 1}, "expected a whole number from 2 to 100", "/racing/max_replicates"),
     _case("/racing", {"confidence": 1}, "expected a number from 0.5 to 0.999", "/racing/confidence"),

@@ -8,27 +8,34 @@ import numpy as np
 import pytest
 
 from benchmarks.search import record
-from benchmarks.search.contestants import CONTESTANTS, DEFAULT, GRID, PROXY, RANDOM
+from benchmarks.search.contestants import CONTESTANTS, DEFAULT, GRID, PROXY, RACING, RANDOM
 from benchmarks.search.objectives import (
     LANDSCAPES,
     SHARES,
     Curve,
     Landscape,
+    Objective,
     Row,
     Table,
     read_rows,
     recorded,
     write_rows,
 )
-from benchmarks.search.regret import mean, race, speedup
+from benchmarks.search.regret import mean, speedup
 from benchmarks.search.report import report
-from benchmarks.search.stopping import Stopped, stopped_race
+from benchmarks.search.searches import PRUNERS, Searched, searched
 from einlayers.theta import NAMED, Theta
 from search.designs import PAPERS_GRID
 from search.proposals import PastTrial
-from search.stopping import NoPruner, PrunerSpec, SuccessiveHalving
+from search.stopping import Extrapolation, NoPruner, PrunerSpec, SuccessiveHalving
 from search.structure import structure_of
 from search.studies.structures import RandomStructures
+
+
+def log_loss(objective: Objective, theta: Theta, seed: int, replicate: int) -> float:
+    """At the end of a training."""
+    return math.log(objective.curve(theta, seed, replicate)[-1])
+
 
 QUIET = Landscape(name="quiet", target=NAMED["monarch"])
 
@@ -45,6 +52,12 @@ TABLE = Table(
         NAMED["low-rank"]: [curve(4.0), curve(4.0)],
     }
 )
+
+
+def distinct(count: int) -> Sequence[Theta]:
+    """So many structures that are different models."""
+    models = {structure_of(theta, PROXY).digest: theta for theta in RandomStructures(count=2 * count, seed=4)}
+    return list(models.values())[:count]
 
 
 class InOrder:
@@ -67,10 +80,10 @@ class TestLandscape:
     def test_is_measured_with_its_noise(self) -> None:
         theta, noisy = NAMED["monarch"], Landscape(name="noisy", target=NAMED["btt"], noise_sd=0.1)
         numbers = [(seed, replicate) for seed in range(100) for replicate in range(4)]
-        errors = [noisy.measure(theta, *each) - noisy.truth(theta) for each in numbers]
+        errors = [log_loss(noisy, theta, *each) - noisy.truth(theta) for each in numbers]
         assert np.std(errors) == pytest.approx(0.1, rel=0.15)
-        assert noisy.measure(theta.swapped(), 7, 2) == pytest.approx(noisy.measure(theta, 7, 2))
-        assert QUIET.measure(NAMED["btt"], 0, 0) == QUIET.truth(NAMED["btt"])
+        assert noisy.curve(theta.swapped(), 7, 2) == pytest.approx(noisy.curve(theta, 7, 2))
+        assert log_loss(QUIET, NAMED["btt"], 0, 0) == pytest.approx(QUIET.truth(NAMED["btt"]))
 
 
 class TestTable:
@@ -80,7 +93,7 @@ class TestTable:
         assert TABLE.place(near_monarch, {NAMED["monarch"]}) == NAMED["btt"]
 
     def test_measures_one_seed_and_knows_the_mean(self) -> None:
-        measured = {tuple(round(TABLE.measure(NAMED["monarch"], seed, k), 9) for k in range(3)) for seed in range(20)}
+        measured = {tuple(round(log_loss(TABLE, NAMED["monarch"], seed, k), 9) for k in range(3)) for seed in range(20)}
         assert measured == {(1.0, 3.0, 1.0), (3.0, 1.0, 3.0)}
         assert TABLE.truth(NAMED["monarch"]) == pytest.approx(2.0)
         assert TABLE.lowest == pytest.approx(1.6)
@@ -109,33 +122,35 @@ class TestTable:
 class TestRegret:
     def test_is_that_of_what_looked_best_and_not_of_what_was(self) -> None:
         class Lucky(Table):
-            def measure(self, theta: Theta, seed: int, replicate: int) -> float:
-                return math.log(min(curve[-1] for curve in self.curves[theta]))
+            def curve(self, theta: Theta, seed: int, replicate: int) -> Curve:
+                return min(self.curves[theta], key=lambda curve: curve[-1])
 
         objective = Lucky(TABLE.curves)
-        regrets = race(InOrder([NAMED["low-rank"], NAMED["btt"], NAMED["monarch"]]), objective, 0, 3)
-        assert regrets == pytest.approx([2.4, 0.0, 0.4])
+        found = searched(InOrder([NAMED["low-rank"], NAMED["btt"], NAMED["monarch"]]), objective, 0, 3)
+        assert found.best == NAMED["monarch"]
+        assert found.regrets == pytest.approx([2.4, 0.0, 0.4])
 
     def test_is_that_of_the_best_mean_among_those_with_the_seeds_that_are_wanted(self) -> None:
         twice = InOrder(
             [NAMED["btt"], NAMED["low-rank"], NAMED["monarch"], NAMED["btt"], NAMED["monarch"]], seeds_wanted=2
         )
-        regrets = race(twice, TABLE, 0, 5)
+        regrets = searched(twice, TABLE, 0, 5).regrets
         # Monarch looks best or worst by its first seed; it is worse than btt by the mean of both.
         assert regrets[:2] == pytest.approx([0.0, 0.0])
         assert regrets[3:] == pytest.approx([0.0, 0.0])
         once = InOrder([NAMED["btt"], NAMED["btt"]])
-        assert race(once, TABLE, 0, 2) == pytest.approx(
-            [0.0, 0.0 if TABLE.measure(NAMED["monarch"], 0, 0) > 2 else 0.4]
+        assert searched(once, TABLE, 0, 2).regrets == pytest.approx(
+            [0.0, 0.0 if log_loss(TABLE, NAMED["monarch"], 0, 0) > 2 else 0.4]
         )
 
     def test_stays_where_nothing_more_is_proposed(self) -> None:
-        assert race(InOrder([NAMED["monarch"]]), QUIET, 0, 4) == [0.0] * 4
+        found = searched(InOrder([NAMED["monarch"]]), QUIET, 0, 4)
+        assert (found.regrets, found.compute) == ((0.0,) * 4, 1)
 
     @pytest.mark.parametrize("name", CONTESTANTS)
     def test_follows_from_the_seed_and_never_grows_without_noise(self, name: str) -> None:
-        first, again = (race(CONTESTANTS[name](3, 12), QUIET, 3, 12) for _ in range(2))
-        assert first == again == sorted(first, reverse=True)
+        first, again = (searched(CONTESTANTS[name](3, 12), QUIET, 3, 12).regrets for _ in range(2))
+        assert first == again == tuple(sorted(first, reverse=True))
         assert len(first) == 12
 
     def test_is_a_mean_with_an_interval(self) -> None:
@@ -151,29 +166,37 @@ class TestRegret:
 
 
 class TestStopping:
-    TABLE = Table({theta: [curve(number / 10)] for number, theta in enumerate(RandomStructures(count=30, seed=4))})
+    TABLE = Table({theta: [curve(number / 10)] for number, theta in enumerate(distinct(30))})
 
-    def race(self, pruner: PrunerSpec) -> Stopped:
-        return stopped_race(InOrder(list(self.TABLE.curves)[::-1]), self.TABLE, 0, 30, pruner)
+    def search(self, pruner: PrunerSpec, thetas: Sequence[Theta]) -> Searched:
+        return searched(InOrder(thetas), self.TABLE, 0, 30, pruner)
 
     def test_of_nothing_takes_all_compute(self) -> None:
-        found = self.race(NoPruner())
-        assert (found.compute, found.regret, found.best) == (30, 0, next(iter(self.TABLE.curves)))
+        found = self.search(NoPruner(), list(self.TABLE.curves)[::-1])
+        assert (found.compute, found.regrets[-1], found.best) == (30, 0, next(iter(self.TABLE.curves)))
 
-    def test_stops_nobody_who_is_better_than_all_before(self) -> None:
-        assert self.race(SuccessiveHalving()) == self.race(NoPruner())
+    @pytest.mark.parametrize("pruner", PRUNERS.values(), ids=PRUNERS)
+    def test_stops_nobody_who_is_better_than_all_before(self, pruner: PrunerSpec) -> None:
+        thetas = list(self.TABLE.curves)[::-1]
+        assert self.search(pruner, thetas) == self.search(NoPruner(), thetas)
 
-    def test_stops_those_who_are_worse_at_the_first_rung(self) -> None:
-        pruner = SuccessiveHalving(startup_structures=8)
-        found = stopped_race(InOrder(list(self.TABLE.curves)), self.TABLE, 0, 30, pruner)
-        assert found.compute == 8 + 22 / 8
-        assert found.regret == 0
+    @pytest.mark.parametrize(("pruner", "first"), [(SuccessiveHalving(), 1 / 8), (Extrapolation(), 1 / 4)])
+    def test_stops_those_who_are_worse_at_the_first_rung(self, pruner: PrunerSpec, first: float) -> None:
+        found = self.search(pruner, list(self.TABLE.curves))
+        assert found.compute == 8 + 22 * first
+        assert found.regrets[-1] == 0
+
+    def test_gives_up_no_contender_of_a_race_for_its_other_seeds(self) -> None:
+        table = Table({theta: [curve(number / 10)] * 3 for number, theta in enumerate(self.TABLE.curves)})
+        found = searched(CONTESTANTS[RACING](0, 30), table, 0, 30, Extrapolation())
+        assert found.compute < 20
+        assert found.regrets[-1] == 0
 
 
 def test_reports_every_objective_and_contestant() -> None:
     regrets = {name: np.full((2, 8), 0.5) for name in (RANDOM, GRID, DEFAULT)}
     stopped = {
-        ("gp", name): [Stopped(compute=compute, regret=regret, best=NAMED[best])]
+        ("gp", name): [Searched(compute=compute, regrets=(regret,), best=NAMED[best])]
         for name, compute, regret, best in (("none", 8, 0.0, "btt"), ("median", 2, 0.1, "monarch"))
     }
     text = report({"a landscape": regrets}, table=TABLE, stopped=stopped, asks={"`tpe`, 100": 0.004})

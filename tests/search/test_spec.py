@@ -19,7 +19,7 @@ from search.racing import Racing
 from search.sampling import CmaEs, Gp, Grid, NsgaII, Qmc, Random, RayTune, SamplerSpec, Tpe
 from search.space import SUBSPACES
 from search.spec import Budget, Constraints, Objective, ObjectiveName, Resources, SearchSpec, Space
-from search.stopping import Convergence, Hyperband, MedianRule, NoPruner, PrunerSpec, SuccessiveHalving
+from search.stopping import Convergence, Extrapolation, Hyperband, MedianRule, NoPruner, PrunerSpec, SuccessiveHalving
 from search.structure import Structure, structure_of
 
 NO_WHOLE_NUMBER = (math.nan, math.inf, -1, 1.5, 2.0, True, None, "2", 2**64)
@@ -197,14 +197,24 @@ class TestPruners:
         _refused("reduction", lambda: kind(reduction=reduction))
 
     @pytest.mark.parametrize("share", [0, 1 / 17, 0.51, 1, math.nan])
-    @pytest.mark.parametrize("kind", [SuccessiveHalving, Hyperband, MedianRule])
+    @pytest.mark.parametrize("kind", [SuccessiveHalving, Hyperband, MedianRule, Extrapolation])
     def test_begin_where_curves_do_and_before_they_end(self, kind: Callable[..., PrunerSpec], share: float) -> None:
         _refused("min_share", lambda: kind(min_share=share))
 
     @pytest.mark.parametrize("count", [0, 10_001, *NO_WHOLE_NUMBER])
-    @pytest.mark.parametrize("kind", [SuccessiveHalving, Hyperband, MedianRule])
+    @pytest.mark.parametrize("kind", [SuccessiveHalving, Hyperband, MedianRule, Extrapolation])
     def test_compare_with_some_structures(self, kind: Callable[..., PrunerSpec], count: object) -> None:
         _refused("startup_structures", lambda: kind(startup_structures=count))
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_learn_how_curves_go_on_from_three_at_least(self, count: int) -> None:
+        assert Extrapolation(startup_structures=3).startup_structures == 3
+        _refused("startup_structures", lambda: Extrapolation(startup_structures=count))
+        _refused("min_share", lambda: Extrapolation(min_share=1 / 16))
+
+    @pytest.mark.parametrize("margin", [0, -1, 101, math.nan, "2"])
+    def test_have_a_margin_of_some_standard_deviations(self, margin: object) -> None:
+        _refused("margin", lambda: Extrapolation(margin=margin))  # type: ignore[arg-type]  # the point of the test
 
     def test_leave_plans_alone(self) -> None:
         plan = Plan(runs=(Run(theta=NAMED["btt"]),))

@@ -1,5 +1,6 @@
 """Searches that stop trials early, carried out turn by turn."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from einlayers.theta import NAMED
 from search.spec import Budget, SearchSpec
 from search.states import AttemptState, TrialState
-from search.stopping import MedianRule, SuccessiveHalving
+from search.stopping import Extrapolation, MedianRule, SuccessiveHalving
 from service import rankings, repositories, trials
 from service.database import Database
 from service.models import Reason, Trial
@@ -63,6 +64,26 @@ class TestPruning:
             assert trial.expected_loss is not None
             assert 0.2 * PROXY.train_flops < trial.train_flops < 0.6 * PROXY.train_flops
         assert search_of(database, search_id).train_flops == pytest.approx(sum(trial.train_flops for trial in trials))
+
+    def test_draws_curves_on_from_what_is_stored_of_them(
+        self, database: Database, pool: SteppingPool, corpora_dir: Path
+    ) -> None:
+        pruner = Extrapolation(startup_structures=3, margin=0.5)
+        search_id = submit(database, spec_of(12, pruner=pruner), corpora_dir)
+        run(database, pool)
+        assert ending(database, search_id) == COMPLETED
+        trials, pruned = trials_of(database, search_id), pruned_of(database, search_id)
+        assert pruned
+        for trial in pruned:
+            assert trial.number >= 3
+            found = re.search(
+                r"expected to end at ([\d.]+), and hardly below ([\d.]+), where .* has ([\d.]+)$", trial.reason or ""
+            )
+            assert found is not None
+            expected, hoped, best = map(float, found.groups())
+            assert expected == pytest.approx(trial.expected_loss, rel=1e-3)
+            assert best < hoped < expected
+            assert f"{best:.4g}" in {f"{other.loss:.4g}" for other in trials if other.loss is not None}
 
     def test_shows_samplers_the_loss_that_was_expected_and_nobody_else(
         self, database: Database, pool: SteppingPool, corpora_dir: Path
