@@ -8,7 +8,7 @@ structure is among the best of those that have been there, or may still become t
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -63,8 +63,8 @@ class Forecast:
     @classmethod
     def of(cls, climbers: Iterable[Climber]) -> Self:
         """By those with a loss at their end; where there are none, losses are expected to stay as they are."""
-        ended = [each for each in climbers if each.final_loss is not None and min(each.loss, each.final_loss) > 0]
-        falls = [(_slope(each), math.log((each.final_loss or 0) / each.loss)) for each in ended]
+        ended = [(each, each.final_loss) for each in climbers if each.final_loss is not None]
+        falls = [(_slope(each), math.log(final / each.loss)) for each, final in ended if min(each.loss, final) > 0]
         pairs = [(slope, fall) for slope, fall in falls if slope is not None]
         num = len(pairs)
         if num < 3:
@@ -151,7 +151,7 @@ def _behind(
     climber = own[-1]
     if isinstance(pruner, Hyperband):
         rivals = [each for each in rivals if _bracket(pruner, each.number) == _bracket(pruner, climber.number)]
-    means = _means(rivals, lambda each: each.loss)
+    means = _means((each, each.loss) for each in rivals)
     if len(means) < pruner.startup_structures:
         return None
     mean = statistics.fmean(each.loss for each in own)
@@ -166,7 +166,7 @@ def _hopeless(
 ) -> str | None:
     """Another one has ended with a loss that this will hardly get down to."""
     climber = own[-1]
-    means = _means((each for each in rivals if each.final_loss is not None), lambda each: each.final_loss or 0)
+    means = _means((each, each.final_loss) for each in rivals if each.final_loss is not None)
     if len(means) < pruner.startup_structures or _slope(climber) is None:
         return None
     mean = statistics.fmean(forecast.final_loss(each) for each in own)
@@ -177,13 +177,13 @@ def _hopeless(
     return f"expected to end at {mean:.4g}, and hardly below {hoped[0]:.4g}, where another structure has {best[0]:.4g}"
 
 
-def _means(climbers: Iterable[Climber], loss: Callable[[Climber], float]) -> Sequence[tuple[float, ...]]:
-    """Of every structure the mean of its seeds, and what is minimised beside it."""
+def _means(measured: Iterable[tuple[Climber, float]]) -> Sequence[tuple[float, ...]]:
+    """Of every structure the mean loss of its seeds, and what is minimised beside it."""
     losses: defaultdict[str, list[float]] = defaultdict(list)
     others = dict[str, tuple[float, ...]]()
-    for each in climbers:
-        losses[each.digest].append(loss(each))
-        others[each.digest] = each.others
+    for climber, loss in measured:
+        losses[climber.digest].append(loss)
+        others[climber.digest] = climber.others
     return [(statistics.fmean(each), *others[digest]) for digest, each in losses.items()]
 
 
