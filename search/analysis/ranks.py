@@ -28,7 +28,7 @@ def spearman(first: Losses, second: Losses) -> float:
     Raises:
         FieldError: the lists are of different lengths, or shorter than 2.
     """
-    return float(_spearman_matrix(_side_by_side(first, second))[0, 1])
+    return float(_spearman_matrices(_side_by_side(first, second)[None])[0, 0, 1])
 
 
 def kendall(first: Losses, second: Losses) -> float:
@@ -37,7 +37,7 @@ def kendall(first: Losses, second: Losses) -> float:
     Raises:
         FieldError: the lists are of different lengths, or shorter than 2.
     """
-    return float(_kendall_matrix(_side_by_side(first, second))[0, 1])
+    return float(_kendall_matrices(_side_by_side(first, second)[None])[0, 0, 1])
 
 
 def agreement(losses_SR: Losses, *, seed: int = 0) -> Agreement:
@@ -50,9 +50,9 @@ def agreement(losses_SR: Losses, *, seed: int = 0) -> Agreement:
     if num_structures < 3 or num_replicates < 2:
         raise FieldError("losses", expected="at least 3 structures and 2 replicates", got=losses_SR.shape)
     return Agreement(
-        spearman=_over_structures(lambda losses: _mean_of_pairs(_spearman_matrix(losses)), losses_SR, seed),
-        lowest_spearman=float(min(_pairs(_spearman_matrix(losses_SR)))),
-        kendall=_over_structures(lambda losses: _mean_of_pairs(_kendall_matrix(losses)), losses_SR, seed),
+        spearman=_over_structures(_spearman_matrices, losses_SR, seed),
+        lowest_spearman=float(_pairs(_spearman_matrices(losses_SR[None])).min()),
+        kendall=_over_structures(_kendall_matrices, losses_SR, seed),
         num_structures=num_structures,
         num_replicates=num_replicates,
     )
@@ -62,8 +62,8 @@ def correlation(first_S: Losses, second_S: Losses, *, seed: int = 0) -> Correlat
     """The rank correlations of two rankings of the same structures, with intervals over structures."""
     both_S2 = _side_by_side(first_S, second_S)
     return Correlation(
-        spearman=_over_structures(lambda losses: _mean_of_pairs(_spearman_matrix(losses)), both_S2, seed),
-        kendall=_over_structures(lambda losses: _mean_of_pairs(_kendall_matrix(losses)), both_S2, seed),
+        spearman=_over_structures(_spearman_matrices, both_S2, seed),
+        kendall=_over_structures(_kendall_matrices, both_S2, seed),
     )
 
 
@@ -92,32 +92,31 @@ def top_overlap(losses_SR: Losses, count: int) -> int:
     return len(set.intersection(*best))
 
 
-def _spearman_matrix(losses_SR: Losses) -> Losses:
-    """Of every two replicates: ``(R, R)``."""
-    ranks_SR = rankdata(losses_SR, axis=0)
-    return _cosines((ranks_SR - ranks_SR.mean(axis=0)).T)
+def _spearman_matrices(losses_NSR: Losses) -> Losses:
+    """In every draw, of every two replicates: ``(N, R, R)``."""
+    ranks_NSR = rankdata(losses_NSR, axis=1)
+    return _cosines((ranks_NSR - ranks_NSR.mean(axis=1, keepdims=True)).swapaxes(1, 2))
 
 
-def _kendall_matrix(losses_SR: Losses) -> Losses:
-    """Of every two replicates: ``(R, R)``."""
-    losses_RS = rankdata(losses_SR, axis=0).T  # of two that are infinite neither is lower
-    order_RSS = np.sign(losses_RS[:, :, None] - losses_RS[:, None, :])
-    return _cosines(order_RSS.reshape(len(losses_RS), -1))
+def _kendall_matrices(losses_NSR: Losses) -> Losses:
+    """In every draw, of every two replicates: ``(N, R, R)``."""
+    ranks_NRS = rankdata(losses_NSR, axis=1).swapaxes(1, 2)  # of two that are infinite neither is lower
+    # One draw after the other: all their pairs at once are too many to be held.
+    orders = (np.sign(ranks_RS[:, :, None] - ranks_RS[:, None, :]) for ranks_RS in ranks_NRS)
+    return np.stack([_cosines(order_RSS.reshape(len(order_RSS), -1)) for order_RSS in orders])
 
 
-def _cosines(vectors_RK: Losses) -> Losses:
-    """Between every two vectors; none with a vector of zeros."""
-    length_R1 = np.sqrt((vectors_RK**2).sum(axis=1, keepdims=True))
-    directions_RK = vectors_RK / np.where(length_R1 == 0, 1.0, length_R1)
-    return np.asarray(directions_RK @ directions_RK.T)
+def _cosines(vectors_NRK: Losses) -> Losses:
+    """Between every two vectors of a set; none with a vector of zeros."""
+    lengths_NR1 = np.sqrt((vectors_NRK**2).sum(axis=-1, keepdims=True))
+    directions_NRK = vectors_NRK / np.where(lengths_NR1 == 0, 1.0, lengths_NR1)
+    return np.asarray(directions_NRK @ directions_NRK.swapaxes(-1, -2))
 
 
-def _pairs(matrix_RR: Losses) -> Losses:
-    return np.asarray(matrix_RR[np.triu_indices(len(matrix_RR), 1)])
-
-
-def _mean_of_pairs(matrix_RR: Losses) -> float:
-    return float(_pairs(matrix_RR).mean())
+def _pairs(matrices_NRR: Losses) -> Losses:
+    """Of every matrix the values above its diagonal."""
+    rows, columns = np.triu_indices(matrices_NRR.shape[-1], 1)
+    return np.asarray(matrices_NRR[:, rows, columns])
 
 
 def _side_by_side(first: Losses, second: Losses) -> Losses:
@@ -126,12 +125,12 @@ def _side_by_side(first: Losses, second: Losses) -> Losses:
     return np.stack([first, second], axis=1)
 
 
-def _over_structures(measure: Callable[[Losses], float], losses_SR: Losses, seed: int) -> Estimate:
-    """A measure, with the percentiles of what it is for structures drawn with replacement."""
+def _over_structures(matrices: Callable[[Losses], Losses], losses_SR: Losses, seed: int) -> Estimate:
+    """The mean over pairs of replicates, with the percentiles of what it is for structures drawn with replacement."""
     draw = np.random.default_rng(seed)
-    drawn = [measure(losses_SR[chosen]) for chosen in _draws(draw, len(losses_SR))]
-    low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return Estimate(value=measure(losses_SR), low=float(low), high=float(high))
+    drawn_N = _pairs(matrices(losses_SR[_draws(draw, len(losses_SR))])).mean(axis=1)
+    low, high = np.quantile(drawn_N, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return Estimate(value=float(_pairs(matrices(losses_SR[None])).mean()), low=float(low), high=float(high))
 
 
 def _draws(draw: np.random.Generator, size: int) -> npt.NDArray[np.int64]:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import ndtri, stdtrit
 
 from search.analysis.frontier import Candidate, by_structure, candidates_of, frontier_of, levels_below
-from search.analysis.power_laws import fit_power_law, fit_size_law
+from search.analysis.power_laws import fit_power_laws, fit_size_laws
 from search.studies.base import Measured
 from search.studies.baseline import DenseFrontier
 from search.studies.estimates import Estimate
@@ -61,9 +61,10 @@ def analyse(study: ScalingStudy, measured: Mapping[str, Sequence[Measured]]) -> 
 
 
 def _power_law(candidates: Sequence[Candidate], levels_K: np.ndarray) -> FittedPowerLaw:
-    def fit(chosen: Sequence[Candidate], near: PowerLaw | None) -> PowerLaw:
-        points = frontier_of(chosen, levels_K)
-        return fit_power_law([p.train_flops for p in points], [math.exp(p.log_loss) for p in points], near=near)
+    def fit(samples: Sequence[Sequence[Candidate]], near: PowerLaw | None) -> Sequence[PowerLaw]:
+        frontiers = [frontier_of(sample, levels_K) for sample in samples]
+        losses = [[math.exp(point.log_loss) for point in frontier] for frontier in frontiers]
+        return fit_power_laws(levels_K.tolist(), losses, near=near)
 
     law, estimates = _with_intervals(fit, candidates, ("exponent", "irreducible"))
     return FittedPowerLaw(law=law, **estimates)
@@ -74,31 +75,27 @@ def _size_law(candidates: Sequence[Candidate], levels_K: np.ndarray) -> FittedSi
     best = _best_rates(candidates)
     if len({each.width for each in best}) < _MIN_SIZES:
         return None
+    points = [(i, k) for i, each in enumerate(best) for k in np.flatnonzero(np.isfinite(each.mean_K)).tolist()]
+    params = [float(best[i].params) for i, _ in points]
+    data = [float(levels_K[k]) / (6 * best[i].macs) for i, k in points]
 
-    def fit(chosen: Sequence[Candidate], near: SizeLaw | None) -> SizeLaw:
-        points = [
-            (each, level, log_loss)
-            for each in chosen
-            for level, log_loss in zip(levels_K.tolist(), each.mean_K.tolist(), strict=True)
-            if math.isfinite(log_loss)
-        ]
-        return fit_size_law(
-            [float(each.params) for each, _, _ in points],
-            [level / (6 * each.macs) for each, level, _ in points],
-            [math.exp(log_loss) for _, _, log_loss in points],
-            near=near,
-        )
+    def fit(samples: Sequence[Sequence[Candidate]], near: SizeLaw | None) -> Sequence[SizeLaw]:
+        means = [[each.mean_K for each in sample] for sample in samples]
+        losses = [[math.exp(mean[i][k]) for i, k in points] for mean in means]
+        return fit_size_laws(params, data, losses, near=near)
 
     law, estimates = _with_intervals(fit, best, ("params_exponent", "data_exponent", "irreducible"))
     return FittedSizeLaw(law=law, **estimates)
 
 
 def _with_intervals(
-    fit: Callable[[Sequence[Candidate], Law | None], Law], candidates: Sequence[Candidate], names: Sequence[str]
+    fit: Callable[[Sequence[Sequence[Candidate]], Law | None], Sequence[Law]],
+    candidates: Sequence[Candidate],
+    names: Sequence[str],
 ) -> tuple[Law, dict[str, Estimate]]:
     """The law of all runs, and intervals of these numbers of it, from fits to runs drawn anew."""
-    law = fit(candidates, None)
-    drawn = [fit(sample, law) for sample in _samples(candidates)]
+    (law,) = fit([candidates], None)
+    drawn = fit(_samples(candidates), law)
     interval = _intervals(candidates)
     return law, {name: interval(getattr(law, name), [getattr(each, name) for each in drawn]) for name in names}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from einlayers.errors import FieldError
-from search.analysis.power_laws import fit_power_law, fit_size_law
+from search.analysis.power_laws import fit_power_law, fit_power_laws, fit_size_law
 from search.studies.laws import PowerLaw, Range, SizeLaw
 from tests import golden
 
@@ -48,7 +48,7 @@ class TestFitPowerLaw:
         noise = np.exp(0.01 * np.random.default_rng(0).standard_normal(len(COMPUTE)))
         losses = [power_law(0.02, 30.0, 0.28).loss(c) * e for c, e in zip(COMPUTE, noise.tolist(), strict=True)]
         law = fit_power_law(COMPUTE, losses)
-        again = fit_power_law(COMPUTE, losses, near=law)
+        (again,) = fit_power_laws(COMPUTE, [losses], near=law)
         assert (again.irreducible, again.scale, again.exponent) == pytest.approx(
             (law.irreducible, law.scale, law.exponent), rel=1e-3
         )
