@@ -8,21 +8,23 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.search.asks import asks
-from benchmarks.search.contestants import CONTESTANTS, DEFAULT, QMC, RACING, RANDOM
+from benchmarks.search.contestants import CONTESTANTS, DEFAULT, QMC, RANDOM
 from benchmarks.search.objectives import LANDSCAPES, TABLE, Objective, recorded
 from benchmarks.search.regret import Regrets
 from benchmarks.search.report import report
 from benchmarks.search.searches import OTHER_DRAWS, PRUNERS, Searched, search
 
-STOPPED = (RANDOM, QMC, DEFAULT, RACING)
+STOPPED = (RANDOM, QMC, DEFAULT)
 """Whose searches are made with early stopping too."""
+
+FIRST_STOPPED = 100
+"""The first seed of these: others than the settings of pruners were chosen on."""
 
 
 def main() -> None:
@@ -30,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--stopped-trials", type=int, default=150, help="of the searches with early stopping")
     parser.add_argument("--out", default="docs/benchmarks/search.md", help="a file, or - for the terminal")
     arguments = parser.parse_args()
     table = recorded(TABLE) if TABLE.exists() else None
@@ -37,14 +40,20 @@ def main() -> None:
         print(f"there is no {TABLE.name}: on landscapes alone; python -m benchmarks.search.record makes it")
     objectives: Sequence[Objective] = [*LANDSCAPES, *([table] if table else [])]
     with ProcessPoolExecutor(os.cpu_count()) as processes:
-        run = partial(searches, processes, num_seeds=arguments.seeds, num_trials=arguments.trials)
         found = {
-            objective.name: regrets(run([(name, objective, "none") for name in CONTESTANTS]))
+            objective.name: regrets(
+                searches(
+                    processes,
+                    [(name, objective, "none") for name in CONTESTANTS],
+                    range(arguments.seeds),
+                    arguments.trials,
+                )
+            )
             for objective in objectives
         }
-        stopped = (
-            run([(name, table, pruner) for name, pruner in product(STOPPED, [*PRUNERS, OTHER_DRAWS])]) if table else {}
-        )
+        asked = [(name, table, pruner) for name, pruner in product(STOPPED, [*PRUNERS, OTHER_DRAWS]) if table]
+        seeds = range(FIRST_STOPPED, FIRST_STOPPED + arguments.seeds)
+        stopped = searches(processes, asked, seeds, arguments.stopped_trials)
     text = report(found, table=table, stopped=stopped, asks=dict(asks((100, 1_000, 10_000))))
     if arguments.out == "-":
         print(text)
@@ -53,12 +62,14 @@ def main() -> None:
 
 
 def searches(
-    processes: ProcessPoolExecutor, asked: Sequence[tuple[str, Objective, str]], *, num_seeds: int, num_trials: int
+    processes: ProcessPoolExecutor, asked: Sequence[tuple[str, Objective, str]], seeds: Sequence[int], num_trials: int
 ) -> dict[tuple[str, str], Sequence[Searched]]:
     """Of every contestant, on an objective, with a pruner: a search from every seed."""
-    each_seed = [(*each, seed, num_trials) for each in asked for seed in range(num_seeds)]
-    found = list(processes.map(search, *zip(*each_seed, strict=True)))
-    return {(name, pruner): found[i * num_seeds : (i + 1) * num_seeds] for i, (name, _, pruner) in enumerate(asked)}
+    found = {
+        (name, pruner): [processes.submit(search, name, objective, pruner, seed, num_trials) for seed in seeds]
+        for name, objective, pruner in asked
+    }
+    return {key: [each.result() for each in searches] for key, searches in found.items()}
 
 
 def regrets(found: Mapping[tuple[str, str], Sequence[Searched]]) -> dict[str, Regrets]:

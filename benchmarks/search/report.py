@@ -70,8 +70,10 @@ def _table(regrets: Mapping[str, Regrets]) -> Iterator[str]:
 
 
 def _stopping(stopped: Mapping[tuple[str, str], Sequence[Searched]]) -> Iterator[str]:
+    num_trials = max(len(each.regrets) for searches in stopped.values() for each in searches)
     yield (
-        "Whole searches, trial after trial, from the same seeds: a structure has the same curve with and without a pruner. "
+        f"Whole searches of {num_trials} trials, one after the other, from seeds that the settings of pruners were not "
+        "chosen on; a structure has the same curve with and without a pruner. "
         f"What `{RANDOM}` and `{QMC}` propose is the same too: the best is the same, unless it was stopped. `{DEFAULT}` "
         "learns from what was stopped and goes other ways; how much that alone does is told by a search that is not "
         "stopped, on the same losses, whose sampler draws from another seed.\n"
