@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, make_url, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 _BUSY_TIMEOUT_MS = 15_000
@@ -20,6 +21,9 @@ _POSTGRES_LIMITS = {
     **{"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3},
 }
 """No answer of a Postgres is waited for without end."""
+
+_IDLE_IN_TRANSACTION = "25P03"
+"""The SQLSTATE with which Postgres ends a connection of which nothing was heard within a transaction."""
 
 
 class Database:
@@ -39,6 +43,7 @@ class Database:
             self._writer: Engine = self.engine.execution_options(begin="BEGIN IMMEDIATE")
         else:
             self.engine = self._writer = create_engine(parsed, pool_pre_ping=True, connect_args=_POSTGRES_LIMITS)
+            _set_up_postgres(self.engine)
             # By default every statement of a transaction sees what was committed before it, not before the transaction.
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
@@ -66,6 +71,16 @@ class Database:
     def close(self) -> None:
         """Close the pooled connections."""
         self.engine.dispose()
+
+
+def _set_up_postgres(engine: Engine) -> None:
+    @event.listens_for(engine, "handle_error")
+    def on_error(context: ExceptionContext) -> None:
+        # Of a transaction in which this process, or its machine, slept for too long there is nothing left: to us that is a
+        # connection that was lost, and not the internal error that the driver takes it for.
+        error = context.original_exception
+        if isinstance(error, Exception) and getattr(error, "sqlstate", None) == _IDLE_IN_TRANSACTION:
+            raise OperationalError(context.statement, None, error, connection_invalidated=True) from error
 
 
 def _set_up_sqlite(engine: Engine) -> None:

@@ -133,3 +133,30 @@ class TestSQLite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
         first.close()
         second.close()
+
+
+class TestSleepWithinATransaction:
+    def test_is_a_connection_that_was_lost(self, database: Database) -> None:
+        if database.is_sqlite:
+            pytest.skip("only Postgres ends transactions of which nothing is heard")
+
+        def sleep_too_long() -> None:
+            with database.write() as session:
+                searches.submit(session, SPEC, None)
+                session.execute(text("SET LOCAL idle_in_transaction_session_timeout = '10ms'"))
+                pid = session.scalar(text("SELECT pg_backend_pid()"))
+                while self._is_there(database, pid):
+                    pass
+                session.execute(text("SELECT 1"))
+
+        with pytest.raises(OperationalError, match="idle-in-transaction"):
+            sleep_too_long()
+        assert contents(database)["searches"] == []
+        with database.write() as session:
+            searches.submit(session, SPEC, None)
+        assert len(contents(database)["searches"]) == 1
+
+    @staticmethod
+    def _is_there(database: Database, pid: int | None) -> bool:
+        with database.read() as session:
+            return session.scalar(text("SELECT 1 FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid}) is not None
