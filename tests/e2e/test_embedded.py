@@ -62,8 +62,14 @@ class TestCommands:
     def test_a_search_is_extended_added_to_corrected_and_taken_home(
         self, service: EmbeddedService, tmp_path: Path
     ) -> None:
+        # Another one has both slots: trials of a moment would be over before they can be paused.
+        in_the_way = service.submit("in the way", trials=2, train_flops=LONG)
+        wait_for(
+            lambda: service.wait_until_running(in_the_way), until=lambda ids: len(ids) == 2, what="both slots taken"
+        )
         search_id = service.submit("steered", trials=2, train_flops=QUICK)
         assert einsearch(service, "pause", search_id, "--checkpoint").stdout == "PAUSED\n"
+        assert einsearch(service, "cancel", in_the_way).returncode == 0
         assert "max_trials 3," in einsearch(service, "extend", search_id, "--max-trials", "3").stdout
         enqueued = einsearch(service, "enqueue", search_id, "low-rank").stdout.strip()
         assert enqueued.startswith(f"{search_id}-")
