@@ -78,6 +78,13 @@ class Dims:
         )
 
     @property
+    def is_dense(self) -> bool:
+        """Whether one factor alone is any matrix, as in a ``Theta`` that is dense: the other then adds parameters, but no
+        matrices. Small exponents come to this where their axes round to 1. Never where features are dropped."""
+        keeps_all = self.inputs >= self.d_in and self.outputs >= self.d_out
+        return keeps_all and (self.beta * self.epsilon == 1 or self.alpha * self.delta == 1)
+
+    @property
     def shape_A(self) -> tuple[int, int, int, int, int]:
         """``(phi, delta, rho, gamma, alpha)``"""
         return (self.phi, self.delta, self.rho, self.gamma, self.alpha)

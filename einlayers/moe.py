@@ -19,6 +19,7 @@ from einlayers.experts import DenseExpert, EinsumExpert, Experts, Making, Struct
 from einlayers.families import low_rank_dims
 from einlayers.linear import add_bias, check_features
 from einlayers.routing import Router, mix
+from einlayers.taxonomy import is_dense
 from einlayers.theta import Theta
 
 
@@ -171,7 +172,7 @@ class FeedForwardMoE(nn.Module):
         super().__init__()
 
         def structure(d_in: int, d_out: int) -> Structure:
-            if theta is None:
+            if theta is None or is_dense(theta, d_in, d_out, policy):
                 return DenseExpert(d_in=d_in, d_out=d_out)
             return EinsumExpert(dims=_resolved(theta, d_in, d_out, policy))
 

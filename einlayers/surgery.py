@@ -22,7 +22,7 @@ from einlayers.linear import EinsumLinear
 from einlayers.optim import param_groups
 from einlayers.projection import project
 from einlayers.replacements import Kept, Replacement, Replacements
-from einlayers.taxonomy import Cost
+from einlayers.taxonomy import Cost, is_dense
 from einlayers.theta import Theta
 
 __all__ = ["Kept", "Options", "Replacement", "Replacements", "densify", "param_groups", "replace_linears"]
@@ -97,7 +97,7 @@ def replace_linears(
         linear: nn.Linear = site.module
         reason = _obstacle(site, users)
         obstacles += reason is not None
-        chosen = None if reason else _chosen(structure, site.name, linear, min_features)
+        chosen = None if reason else _chosen(structure, site.name, linear, min_features, options)
         if isinstance(chosen, Theta | Dims):
             layer, error = _structured(linear, chosen, init, options)
             plan.append((site, layer, _replacement(site.name, linear, layer, layer.dims, error)))
@@ -211,7 +211,9 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(map(len, kinds))
 
 
-def _chosen(structure: Structure | Choice, name: str, linear: nn.Linear, min_features: int) -> Theta | Dims | str:
+def _chosen(
+    structure: Structure | Choice, name: str, linear: nn.Linear, min_features: int, options: Options
+) -> Theta | Dims | str:
     """The structure for this layer, or the reason why it wants none."""
     if min(linear.in_features, linear.out_features) < min_features:
         return f"it has fewer than {min_features} features"
@@ -224,7 +226,8 @@ def _chosen(structure: Structure | Choice, name: str, linear: nn.Linear, min_fea
     if not isinstance(chosen, Theta | Dims):
         raise FieldError("structure", expected="a theta, its name, axes, or a function that returns one", got=chosen)
     if isinstance(chosen, Theta):
-        return "its structure is dense" if chosen.is_dense else chosen
+        dense = is_dense(chosen, linear.in_features, linear.out_features, options.get("policy", "exact"))
+        return "its structure is dense" if dense else chosen
     if (chosen.d_in, chosen.d_out) != (linear.in_features, linear.out_features):
         expected = f"axes for {name}, {linear.in_features} -> {linear.out_features}"
         raise FieldError("structure", expected=expected, got=f"{chosen.d_in} -> {chosen.d_out}")

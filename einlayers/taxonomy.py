@@ -15,6 +15,9 @@ from einlayers.theta import Theta
 Family = Literal["dense", "low-rank", "kronecker", "tensor-train", "monarch", "btt", "einsum"]
 Order = Literal["A_first", "B_first", "dense"]
 
+_ROUNDS_TO_ONE = 2.0
+"""Two axes that hold fewer features than this together are taken for axes of 1 (see ``Dims.is_dense``)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Taxonomy:
@@ -66,16 +69,22 @@ def cost(dims: Dims) -> Cost:
     return Cost(params=a + b, macs=b_first, intermediate=inner, order="B_first")
 
 
+def is_dense(theta: Theta | str, d_in: int, d_out: int, policy: Policy = "exact") -> bool:
+    """Whether the layer that is built for ``theta`` is one matrix: theta is dense, or its axes are at these widths."""
+    theta = Theta.parse(theta)
+    return theta.is_dense or resolve(theta, d_in, d_out, policy).is_dense
+
+
 def layer_cost(theta: Theta | str, d_in: int, d_out: int, policy: Policy = "exact") -> Cost:
-    """The cost of the layer that is built for ``theta``: one matrix where theta is dense, else ``cost`` of its dims."""
-    if Theta.parse(theta).is_dense:
+    """The cost of the layer that is built for ``theta``: one matrix where that is dense, else ``cost`` of its dims."""
+    if is_dense(theta, d_in, d_out, policy):
         return Cost(params=d_in * d_out, macs=d_in * d_out, intermediate=0, order="dense")
     return cost(resolve(theta, d_in, d_out, policy))
 
 
 def padded_macs(theta: Theta | str, d_in: int, d_out: int, policy: Policy = "exact") -> int:
     """The MACs of ``layer_cost`` that multiply padded inputs, which are 0, or add to outputs that are cropped."""
-    if Theta.parse(theta).is_dense:
+    if is_dense(theta, d_in, d_out, policy):
         return 0
     dims = resolve(theta, d_in, d_out, policy)
     if cost(dims).order == "A_first":
@@ -91,6 +100,8 @@ def ideal_macs(theta: Theta, d_in: int, d_out: int) -> float:
         return float(d_in * d_out)
     alpha, beta, gamma = (d_in**exponent for exponent in theta.exponents[:3])
     delta, epsilon, phi = (d_out**exponent for exponent in theta.exponents[3:6])
+    if min(alpha * delta, beta * epsilon) < _ROUNDS_TO_ONE:
+        return float(d_in * d_out)
     both = phi * min(d_in, d_out) ** theta.rho * gamma
     a, b = both * delta * alpha, both * epsilon * beta
     return float(min(a * beta + b * delta, b * alpha + a * epsilon))

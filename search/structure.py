@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 
 from einlayers.dims import Dims, resolve
-from einlayers.taxonomy import Family, Taxonomy, classify, taxonomy
+from einlayers.taxonomy import Family, Taxonomy, classify, is_dense, taxonomy
 from einlayers.theta import Theta
 from search.proxies.registry import ProxySpec
 from search.proxies.shapes import ModelCost
@@ -63,7 +63,9 @@ def _digest(theta: Theta, model: ProxySpec, width: int, *, usual: ProxySpec) -> 
     # in the canonical form, because a theta and its swap are the same operators.
     thetas = [(layer, model.theta_of(layer.group, theta)) for layer in model.layers(width)]
     forms = [
-        "dense" if own.is_dense else str(resolve(own.canonical(), layer.d_in, layer.d_out).axes)
+        "dense"
+        if is_dense(own, layer.d_in, layer.d_out)
+        else str(resolve(own.canonical(), layer.d_in, layer.d_out).axes)
         for layer, own in thetas
     ]
     dims = "dense" if set(forms) == {"dense"} else f"[{', '.join(forms)}]"

@@ -22,7 +22,7 @@ def analyse(study: FidelityStudy, measured: Mapping[str, Sequence[Measured]]) ->
     runs = measured["proxy"]
     losses_SR = _by_structure([run.loss for run in runs], study.replicates)
     quarter_SR = _by_structure([_loss_at(run, _QUARTER) for run in runs], study.replicates)
-    truth_S = _means(_by_structure([run.loss for run in measured["reference"]], study.reference_replicates))
+    truth_S = _truth(study, measured)
     neighbours = measured.get("neighbours")
     against = correlation(_means(losses_SR), truth_S)
     seconds = [run.cpu_seconds for run in runs]
@@ -44,6 +44,15 @@ def analyse(study: FidelityStudy, measured: Mapping[str, Sequence[Measured]]) ->
         highest_cpu_seconds=max(seconds),
         truthful=against.spearman.value >= Fidelity.TRUTHFUL and spread <= Fidelity.EQUAL_COMPUTE,
     )
+
+
+def _truth(study: FidelityStudy, measured: Mapping[str, Sequence[Measured]]) -> Losses:
+    """The losses on the reference, of the best width where there are several."""
+    truth_S = _means(_by_structure([run.loss for run in measured["reference"]], study.reference_replicates))
+    if beside := measured.get("reference_neighbours"):
+        losses_S2 = np.array([run.loss for run in beside]).reshape(-1, 2)
+        truth_S = np.minimum(truth_S, losses_S2.min(axis=1))
+    return truth_S
 
 
 def _structures(

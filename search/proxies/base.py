@@ -17,7 +17,7 @@ from pydantic import ConfigDict
 from einlayers.dims import MAX_WIDTH
 from einlayers.errors import FieldError
 from einlayers.scaling import branch_scale
-from einlayers.taxonomy import ideal_macs, layer_cost, padded_macs
+from einlayers.taxonomy import ideal_macs, is_dense, layer_cost, padded_macs
 from einlayers.theta import NAMED, Theta
 from search.checks import Flag, Number, Whole, check_number, check_whole
 from search.proxies.shapes import GroupName, GroupThetas, LayerShape, Mixture, ModelCost
@@ -157,7 +157,7 @@ class ProxySettings(ABC):
         def one(layer: LayerShape) -> ModelCost:
             own = self.theta_of(layer.group, theta)
             cost = layer_cost(own, layer.d_in, layer.d_out)
-            gains = 2 if self.weight_norm and not own.is_dense else 0
+            gains = 2 if self.weight_norm and not is_dense(own, layer.d_in, layer.d_out) else 0
             return ModelCost(params=cost.params + gains, macs=cost.macs)
 
         return self._cost(width, one)

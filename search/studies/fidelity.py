@@ -19,13 +19,19 @@ Scoring = Literal["equal_compute", "equal_steps"]
 REFERENCE_FACTOR = 4.0
 """How many times the compute of the proxy its reference has by default."""
 
+_BRACKET, _REFERENCE_BRACKET = 2.0, 4 / 3
+"""How far the MACs of narrower and wider models are from those of a structure, as factors."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FidelityStudy(StudySettings):
     """Train structures from several seeds on a proxy, on narrower and wider models, and on a reference.
 
     What is measured against the reference is whether the order is the truth, so its own choices must be beyond doubt: by
-    default it is the proxy at four times the compute and at widths that suit each structure, whatever the proxy does.
+    default it is the proxy at four times the compute and at widths that suit each structure, whatever the proxy does. With
+    ``reference_neighbours`` two more widths of each are trained on it, of three quarters and of four thirds of the MACs, and
+    the best of the three counts: where few widths are left to a structure, how its axes come out at one is a matter of luck.
+    Random structures are those that are models of their own on the proxy.
     ``scoring`` as equal steps, or a fixed ``width`` of the proxy, are what a careless search would do: a check that
     accepts them is none.
     """
@@ -36,6 +42,7 @@ class FidelityStudy(StudySettings):
     neighbours: bool = True
     reference: ProxySpec | None = None
     reference_replicates: Whole = 2
+    reference_neighbours: bool = False
     scoring: Scoring = "equal_compute"
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -51,7 +58,7 @@ class FidelityStudy(StudySettings):
     @property
     def thetas(self) -> tuple[Theta, ...]:
         """The structures, drawn where they are random."""
-        return tuple(self.structures)
+        return self.structures.on(self.proxy) if isinstance(self.structures, RandomStructures) else self.structures
 
     @property
     def truth(self) -> ProxySpec:
@@ -59,7 +66,8 @@ class FidelityStudy(StudySettings):
         return self.reference or reference_of(self.proxy)
 
     def parts(self) -> Mapping[str, Part]:
-        """``proxy``; ``neighbours``, where they are wanted, a narrower and a wider model each; ``reference``."""
+        """``proxy`` and ``reference``; where they are wanted, ``neighbours`` and ``reference_neighbours``, a narrower and a
+        wider model of each structure."""
         parts = {
             "proxy": Part(proxy=self.proxy, runs=self._runs(self.thetas, self.replicates), seed=self.seed),
             "reference": Part(
@@ -69,16 +77,14 @@ class FidelityStudy(StudySettings):
             ),
         }
         if self.neighbours:
-            runs = tuple(Run(theta=theta, width=width) for theta in self.thetas for width in self.neighbours_of(theta))
-            parts["neighbours"] = Part(proxy=self.proxy, runs=runs, seed=self.seed + 2)
+            parts["neighbours"] = self._beside(self.proxy, _BRACKET, seed=self.seed + 2)
+        if self.reference_neighbours:
+            parts["reference_neighbours"] = self._beside(self.truth, _REFERENCE_BRACKET, seed=self.seed + 3)
         return parts
 
-    def neighbours_of(self, theta: Theta) -> Sequence[int]:
-        """The widths at half and at twice the MACs, about: what brackets the width of a structure."""
-        width, step = self.proxy.width_for(theta), self.proxy.width_step
-        macs = self.proxy.cost(theta, width).macs
-        narrower, wider = (self.proxy.width_near(theta, factor * macs) for factor in (0.5, 2.0))
-        return max(step, min(narrower, width - step)), max(wider, width + step)
+    def _beside(self, proxy: ProxySpec, factor: float, *, seed: int) -> Part:
+        runs = tuple(Run(theta=theta, width=width) for theta in self.thetas for width in beside(proxy, theta, factor))
+        return Part(proxy=proxy, runs=runs, seed=seed)
 
     def _runs(self, thetas: Sequence[Theta], times: int) -> tuple[Run, ...]:
         return tuple(Run(theta=theta, train_flops=self._train_flops(theta)) for _ in range(times) for theta in thetas)
@@ -151,3 +157,11 @@ def reference_of(proxy: ProxySpec) -> ProxySpec:
     macs = math.sqrt(REFERENCE_FACTOR)
     wider = proxy.nearest_width(proxy.dense_width * math.sqrt(macs))
     return replace(proxy, width=None, dense_width=wider, train_flops=REFERENCE_FACTOR * proxy.train_flops)
+
+
+def beside(proxy: ProxySpec, theta: Theta, factor: float) -> tuple[int, int]:
+    """The widths at about 1/factor and factor times the MACs that a structure has on the proxy: what brackets its width."""
+    width, step = proxy.width_for(theta), proxy.width_step
+    macs = proxy.cost(theta, width).macs
+    narrower, wider = proxy.width_near(theta, macs / factor), proxy.width_near(theta, macs * factor)
+    return max(step, min(narrower, width - step)), max(wider, width + step)

@@ -2,15 +2,18 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import cycle
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import cycle, islice
 from typing import ClassVar, Literal, get_args
 
 from einlayers.errors import FieldError
 from einlayers.taxonomy import taxonomy
 from einlayers.theta import NAMED, Theta
 from search.checks import Whole, check_whole
+from search.proxies.registry import ProxySpec
 from search.space import SUBSPACES
+from search.structure import structure_of
 
 REFERENCE_SET: tuple[Theta, ...] = tuple(
     Theta.parse(text)
@@ -57,14 +60,41 @@ class RandomStructures:
 
     def __iter__(self) -> Iterator[Theta]:
         drawn = {NAMED["dense"]}
-        for theta in (
-            _by_group(random.Random(self.seed)) if self.spread == "groups" else _in_cube(random.Random(self.seed))
-        ):
+        for theta in self.draws():
             if len(drawn) > self.count:
                 break
             if theta not in drawn:
                 drawn.add(theta)
                 yield theta
+
+    def on(self, proxy: ProxySpec) -> tuple[Theta, ...]:
+        """As many that are models of their own on this proxy, at the width that suits each: axes come to 1 in small layers,
+        so that some structures are dense there, or the same as another.
+
+        Raises:
+            FieldError: the proxy has not so many, or they are hard to find.
+        """
+        return _on(self, replace(proxy, width=None))
+
+    def draws(self) -> Iterator[Theta]:
+        """All draws of the seed, without end, some of them more than once."""
+        draw = random.Random(self.seed)
+        return _by_group(draw) if self.spread == "groups" else _in_cube(draw)
+
+
+@lru_cache(maxsize=64)
+def _on(structures: RandomStructures, proxy: ProxySpec) -> tuple[Theta, ...]:
+    known, found = {structure_of(NAMED["dense"], proxy).digest}, list[Theta]()
+    for theta in islice(structures.draws(), _DRAWS_FOR_EACH * structures.count):
+        if (digest := structure_of(theta, proxy).digest) not in known:
+            known.add(digest)
+            found.append(theta)
+        if len(found) == structures.count:
+            return tuple(found)
+    expected = (
+        f"no more random structures than differ on the proxy, of which {len(found)} were found: a wider one has more"
+    )
+    raise FieldError("structures", expected=expected, got=structures.count)
 
 
 def _in_cube(draw: random.Random) -> Iterator[Theta]:
@@ -101,6 +131,9 @@ def _fractions(draw: random.Random, parts: int) -> tuple[float, float, float]:
     first, second = sorted(draw.sample(range(parts + 2), 2))
     return first / parts, (second - first - 1) / parts, (parts + 1 - second) / parts
 
+
+_DRAWS_FOR_EACH = 20
+"""How many draws may go into one structure: of a proxy that people use, one of six draws is dense or a repetition."""
 
 _RANKS = (0.0, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4)
 _EXACT = 1e-9

@@ -2,10 +2,12 @@ import math
 from itertools import product
 
 import pytest
+import torch
 from hypothesis import assume, example, given
 
 from einlayers.dims import MAX_WIDTH, Dims, resolve
 from einlayers.errors import FieldError
+from einlayers.linear import EinsumLinear
 from einlayers.taxonomy import cost, rank_bound
 from einlayers.theta import NAMED, Theta
 from tests import golden, strategies
@@ -28,6 +30,35 @@ class TestDims:
         sizes = dict.fromkeys(("alpha", "beta", "gamma", "delta", "epsilon", "phi", "rho", "d_in", "d_out"), 1)
         with pytest.raises(FieldError, match=f"^{name}: expected a positive size, got 0"):
             Dims(**sizes | {name: 0})
+
+
+class TestDense:
+    @given(dims=strategies.full_dims(largest=3))
+    @example(dims=Dims.of((1, 3, 2, 1, 2, 2, 2), 6, 4))
+    @example(dims=Dims.of((2, 1, 3, 3, 1, 2, 1), 6, 6))
+    def test_axes_hold_every_matrix_in_one_factor(self, dims: Dims) -> None:
+        sizes = {name: math.prod(shape) for name, shape in (("A", dims.shape_A), ("B", dims.shape_B))}
+        whole = [name for name, size in sizes.items() if size == dims.rho * dims.d_in * dims.d_out]
+        assert dims.is_dense is bool(whole)
+        for name in whole:
+            layer = EinsumLinear.from_dims(dims, bias=False)
+            for parameter in layer.parameters():
+                torch.nn.init.ones_(parameter)
+            factor = getattr(layer, name)
+            # With the other factor at one, its entries are those of the matrix, each in a place of its own.
+            torch.nn.init.zeros_(factor)
+            factor.data[:, :, 0] = torch.arange(1.0, dims.d_in * dims.d_out + 1).view_as(factor[:, :, 0])
+            assert sorted(layer.to_dense().flatten().tolist()) == list(range(1, dims.d_in * dims.d_out + 1))
+
+    def test_axes_come_from_small_exponents_at_small_widths(self) -> None:
+        theta = Theta.of((0.05, 0.95, 0, 0, 0.98, 0.02, 0))
+        assert resolve(theta, 32, 32).is_dense
+        assert not resolve(theta, 2**20, 2**20).is_dense
+
+    def test_axes_are_not_those_that_drop_features(self) -> None:
+        assert Dims.of((1, 4, 1, 1, 4, 1, 1), 4, 4).is_dense
+        assert not Dims.of((1, 4, 1, 1, 4, 1, 1), 5, 4).is_dense
+        assert not Dims.of((1, 4, 1, 1, 4, 1, 1), 4, 5).is_dense
 
 
 class TestArguments:

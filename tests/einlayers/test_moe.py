@@ -177,6 +177,10 @@ class TestFeedForward:
         for gradient, by_hand in zip(found, torch.autograd.grad(expected.square().sum(), inputs), strict=True):
             torch.testing.assert_close(gradient, by_hand, atol=1e-8, rtol=TOLERANCE)
 
+    def test_has_plain_matrices_for_axes_that_are_dense_at_these_widths(self) -> None:
+        layer = FeedForwardMoE(12, 20, theta=Theta.of((0.05, 0.95, 0, 0, 0.98, 0.02, 0)), bias=False)
+        assert sorted(layer.state_dict()) == ["down.weight", "gate.weight", "up.weight"]
+
     def test_keeps_every_leading_axis(self) -> None:
         layer = FeedForwardMoE(12, 20, bias=False)
         assert layer(torch.randn(2, 3, 12)).shape == (2, 3, 12)

@@ -102,6 +102,12 @@ class TestConversion:
             "2": "its structure is dense",
         }
 
+    def test_keeps_a_layer_whose_axes_would_be_dense(self) -> None:
+        model, small = nn.Sequential(nn.Linear(16, 17), nn.Linear(2**14, 16)), Theta.of((0.05, 0.95, 0, 0, 1, 0, 0))
+        report = replace_linears(model, small)
+        assert rows(report) == ["1"]
+        assert {kept.name: kept.reason for kept in report.kept} == {"0": "its structure is dense"}
+
     def test_passes_options_on(self) -> None:
         model = nn.Sequential(nn.Linear(16, 17))
         replace_linears(model, "btt", policy="round", zero_init=True, weight_norm=True, recompute=True)

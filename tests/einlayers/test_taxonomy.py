@@ -6,7 +6,17 @@ import pytest
 from hypothesis import example, given
 
 from einlayers.dims import Dims, Policy, resolve
-from einlayers.taxonomy import Family, classify, cost, ideal_macs, layer_cost, padded_macs, rank_bound, taxonomy
+from einlayers.taxonomy import (
+    Family,
+    classify,
+    cost,
+    ideal_macs,
+    is_dense,
+    layer_cost,
+    padded_macs,
+    rank_bound,
+    taxonomy,
+)
 from einlayers.theta import NAMED, Theta
 from tests import golden, strategies
 
@@ -145,6 +155,13 @@ class TestLayerCost:
             price = layer_cost(theta, 96, 384)
             assert (price.params, price.macs, price.intermediate, price.order) == (96 * 384, 96 * 384, 0, "dense")
 
+    def test_is_one_matrix_where_the_axes_are_dense_at_these_widths(self) -> None:
+        theta = Theta.of((0.05, 0.95, 0, 0, 0.98, 0.02, 0))
+        assert is_dense(theta, 32, 32)
+        assert layer_cost(theta, 32, 32) == layer_cost("dense", 32, 32)
+        assert not is_dense(theta, 2**20, 2**20)
+        assert layer_cost(theta, 2**20, 2**20) == cost(resolve(theta, 2**20, 2**20))
+
     @pytest.mark.parametrize("name", ["low-rank", "kronecker", "tensor-train", "monarch", "btt"])
     def test_is_the_cost_of_the_resolved_axes_otherwise(self, name: str) -> None:
         for policy in ("exact", "round"):
@@ -158,7 +175,7 @@ class TestPaddedMacs:
     def test_are_those_that_read_padding_or_make_what_is_cropped(self, theta: Theta, d_in: int, d_out: int) -> None:
         policies: tuple[Policy, ...] = ("exact", "round")
         for policy in policies:
-            if theta.is_dense:
+            if is_dense(theta, d_in, d_out, policy):
                 assert padded_macs(theta, d_in, d_out, policy) == 0
             else:
                 assert padded_macs(theta, d_in, d_out, policy) == _padded(resolve(theta, d_in, d_out, policy))

@@ -38,6 +38,16 @@ class TestDigest:
         spellings = [(0, 0, 1, 0, 0, 1, 0), (1, 0, 0, 1, 0, 0, 0), (0, 1, 0, 0, 1, 0, 0.5), (0.5, 0, 0.5, 1, 0, 0, 0)]
         assert len({structure_of(Theta.of(exponents), CharLM()).digest for exponents in spellings}) == 1
 
+    def test_is_that_of_dense_where_the_small_axes_come_to_one(self) -> None:
+        small, proxy = Theta.of((0.05, 0.95, 0, 0, 0.98, 0.02, 0)), CharLM(dense_width=32)
+        structure, dense = structure_of(small, proxy), structure_of(NAMED["dense"], proxy)
+        assert not small.is_dense
+        assert (structure.digest, structure.width, structure.cost) == (dense.digest, dense.width, dense.cost)
+        assert (
+            structure_of(small, CharLM(dense_width=1024)).digest
+            != structure_of(NAMED["dense"], CharLM(dense_width=1024)).digest
+        )
+
     def test_is_the_same_where_the_integer_axes_are(self) -> None:
         near = Theta.of((0.501, 0, 0.499, 0, 0.501, 0.499, 0.25))
         assert near != NAMED["btt"]

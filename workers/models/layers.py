@@ -84,7 +84,7 @@ def _feed_forward_mixture(theta: Theta, mixture: Mixture) -> Callable[[int], nn.
     return lambda width: FeedForwardMoE(
         width,
         4 * width,
-        theta=None if theta.is_dense else theta,
+        theta=theta,
         num_experts=mixture.num_experts,
         top_k=mixture.top_k,
         bias=False,

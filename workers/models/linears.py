@@ -6,6 +6,7 @@ from einlayers.attention import LinearFactory
 from einlayers.linear import EinsumLinear
 from einlayers.moe import DenseMoE, EinsumMoE
 from einlayers.scaling import dense_init_std
+from einlayers.taxonomy import is_dense
 from einlayers.theta import Theta
 from search.proxies.shapes import Mixture
 
@@ -20,10 +21,10 @@ def dense_linear(d_in: int, d_out: int, *, zero_init: bool = False) -> nn.Linear
 def linear_factory(theta: Theta, *, weight_norm: bool = False) -> LinearFactory:
     """The factory of layers of structure ``theta``: one matrix where that is dense, two factors elsewhere, which
     ``weight_norm`` caps."""
-    if theta.is_dense:
-        return dense_linear
 
     def structured(d_in: int, d_out: int, *, zero_init: bool = False) -> nn.Module:
+        if is_dense(theta, d_in, d_out):
+            return dense_linear(d_in, d_out, zero_init=zero_init)
         return EinsumLinear(d_in, d_out, theta, bias=False, zero_init=zero_init, weight_norm=weight_norm)
 
     return structured
@@ -34,7 +35,7 @@ def mixture_factory(theta: Theta, mixture: Mixture) -> LinearFactory:
 
     def mixed(d_in: int, d_out: int, *, zero_init: bool = False) -> nn.Module:
         experts, chosen = mixture.num_experts, mixture.top_k
-        if theta.is_dense:
+        if is_dense(theta, d_in, d_out):
             return DenseMoE(d_in, d_out, num_experts=experts, top_k=chosen, bias=False, zero_init=zero_init)
         return EinsumMoE(d_in, d_out, theta, num_experts=experts, top_k=chosen, bias=False, zero_init=zero_init)
 

@@ -75,6 +75,19 @@ class TestFidelity:
         assert found.compute_spread > 2
         assert not found.truthful
 
+    def test_compares_with_the_best_width_of_the_reference(self) -> None:
+        study = replace(self.STUDY, reference_neighbours=True)
+        measured = dict(World(sized).measure(study))
+        best = 1e-3
+        measured["reference_neighbours"] = [
+            replace(run, loss=best if place == 3 else math.inf)
+            for place, run in enumerate(measured["reference_neighbours"])
+        ]
+        found = fidelity.analyse(study, measured)
+        without = fidelity.analyse(self.STUDY, World(sized).measure(self.STUDY))
+        losses = [each.reference_loss for each in without.structures]
+        assert [each.reference_loss for each in found.structures] == [losses[0], best, *losses[2:]]
+
     def test_knows_which_width_is_the_best_one(self) -> None:
         study = replace(self.STUDY, proxy=replace(PROXY, dense_width=96))
         found = fidelity.analyse(study, World(sized).measure(study))

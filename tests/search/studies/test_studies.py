@@ -15,6 +15,7 @@ from search.plan import Plan
 from search.proxies.char_lm import CharLM
 from search.proxies.regression import Regression
 from search.spec import SearchSpec
+from search.structure import structure_of
 from search.studies.baseline import Baseline
 from search.studies.calibration import Calibration
 from search.studies.fidelity import FidelityStudy, reference_of
@@ -77,14 +78,40 @@ class TestFidelityStudy:
         assert ratio == pytest.approx(2, rel=0.1)
 
     def test_brackets_widths_by_half_and_twice_the_macs(self) -> None:
-        study = FidelityStudy(name="x", proxy=PROXY)
+        runs = FidelityStudy(name="x", proxy=PROXY).parts()["neighbours"].runs
         for theta in REFERENCE_SET:
             width = PROXY.width_for(theta)
-            narrower, wider = study.neighbours_of(theta)
+            narrower, wider = (run.width for run in runs if run.theta == theta)
+            assert narrower is not None
+            assert wider is not None
             assert narrower < width < wider
             macs = PROXY.cost(theta, width).macs
             assert PROXY.cost(theta, narrower).macs == pytest.approx(macs / 2, rel=0.25)
             assert PROXY.cost(theta, wider).macs == pytest.approx(2 * macs, rel=0.25)
+
+    def test_has_a_reference_of_three_widths_each_where_that_is_wanted(self) -> None:
+        assert "reference_neighbours" not in FidelityStudy(name="x", proxy=PROXY).parts()
+        text = CharLM(dense_width=64)
+        part = FidelityStudy(name="x", proxy=PROXY, reference=text, reference_neighbours=True).parts()[
+            "reference_neighbours"
+        ]
+        assert part.proxy == text
+        assert [run.theta for run in part.runs[::2]] == list(REFERENCE_SET)
+        for narrower, wider in zip(part.runs[::2], part.runs[1::2], strict=True):
+            width = text.width_for(narrower.theta)
+            assert narrower.width is not None
+            assert wider.width is not None
+            assert narrower.width < width < wider.width
+            own, less, more = (text.cost(narrower.theta, each).macs for each in (width, narrower.width, wider.width))
+            assert own / less == pytest.approx(4 / 3, rel=0.15)
+            assert more / own == pytest.approx(4 / 3, rel=0.15)
+
+    def test_draws_the_same_random_structures_for_a_proxy_of_one_width(self) -> None:
+        drawn = FidelityStudy(name="x", proxy=PROXY, structures=RandomStructures(count=6)).thetas
+        assert (
+            drawn
+            == FidelityStudy(name="x", proxy=replace(PROXY, width=40), structures=RandomStructures(count=6)).thetas
+        )
 
     def test_gives_equal_steps_as_many_steps_as_dense_takes(self) -> None:
         proxy = replace(PROXY, width=48)
@@ -117,6 +144,21 @@ class TestStructures:
         drawn = set(RandomStructures(count=500, seed=0, spread=spread))
         assert len(drawn) == 500
         assert not any(theta.is_dense for theta in drawn)
+
+    @pytest.mark.parametrize("spread", ["cube", "groups"])
+    def test_drawn_for_a_proxy_are_models_of_their_own_there(self, spread: Spread) -> None:
+        proxy, structures = Regression(dense_width=8), RandomStructures(count=40, seed=0, spread=spread)
+        drawn = structures.on(proxy)
+        digests = [structure_of(theta, proxy).digest for theta in (NAMED["dense"], *drawn)]
+        assert len(set(digests)) == len(digests) == 41
+        assert drawn != tuple(structures)
+        # Those that are left out are the only difference.
+        further = list(replace(structures, count=200))
+        assert [theta for theta in further if theta in drawn] == list(drawn)
+
+    def test_that_a_proxy_has_not_are_refused(self) -> None:
+        with pytest.raises(FieldError, match="structures: expected no more random structures than differ on the proxy"):
+            RandomStructures(count=500).on(Regression(dense_width=1))
 
     def test_drawn_by_group_are_as_many_of_each_with_exponents_of_thirds_and_quarters(self) -> None:
         drawn = list(RandomStructures(count=24, seed=3, spread="groups"))
