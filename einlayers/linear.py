@@ -38,7 +38,8 @@ class EinsumLinear(nn.Module):
     ``theta`` is a ``Theta``, a name of ``NAMED`` or the papers' text. ``zero_init`` starts as the zero map, which learns.
     ``weight_norm`` caps the rms of each factor at its initial scale and gives it a learnable gain (2406.06248, section
     4.3). ``recompute`` saves only the input for backward and computes the intermediate again, for a sixth more FLOPs.
-    The dense theta makes two factors that are multiplied entry by entry, as in the papers; ``nn.Linear`` is the better one.
+    Where theta is dense, or its axes are (``Dims.is_dense``), there are two factors all the same, as in the papers: one of
+    them scales the entries of the other, and ``nn.Linear`` is the better one.
 
     Raises:
         FieldError: a width is not positive, or theta or the policy is unknown.

@@ -30,7 +30,7 @@ the papers' grid try by themselves; the structure on faces is none, and has no b
 
 _OF_THE_TABLE = """`recorded` are {num_structures} structures that were really trained (preset `screening`,
 {num_replicates} seeds each, made by `python -m benchmarks.search.record`): a proposal trains the nearest one that was not
-tried, and sees the loss of one of its seeds.
+tried, and sees the loss of one of its seeds. They were recorded before ADR 23, by which 36 of them would be dense.
 """
 
 
