@@ -70,7 +70,11 @@ def cost(dims: Dims) -> Cost:
 
 
 def is_dense(theta: Theta | str, d_in: int, d_out: int, policy: Policy = "exact") -> bool:
-    """Whether the layer that is built for ``theta`` is one matrix: theta is dense, or its axes are at these widths."""
+    """Whether the layer that is built for ``theta`` is one matrix: theta is dense, or its axes are at these widths.
+
+    Raises:
+        FieldError: as ``resolve``.
+    """
     theta = Theta.parse(theta)
     return theta.is_dense or resolve(theta, d_in, d_out, policy).is_dense
 
