@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.search.asks import asks
 from benchmarks.search.contestants import CONTESTANTS, DEFAULT, QMC, RANDOM
-from benchmarks.search.objectives import LANDSCAPES, TABLE, Objective, recorded
+from benchmarks.search.objectives import LANDSCAPES, TABLE, Interpolated, Objective, read_table
 from benchmarks.search.regret import Regrets
 from benchmarks.search.report import report
 from benchmarks.search.searches import OTHER_DRAWS, PRUNERS, Searched, search
@@ -35,10 +35,10 @@ def main() -> None:
     parser.add_argument("--stopped-trials", type=int, default=150, help="of the searches with early stopping")
     parser.add_argument("--out", default="docs/benchmarks/search.md", help="a file, or - for the terminal")
     arguments = parser.parse_args()
-    table = recorded(TABLE) if TABLE.exists() else None
-    if table is None:
+    recorded = Interpolated(read_table(TABLE)) if TABLE.exists() else None
+    if recorded is None:
         print(f"there is no {TABLE.name}: on landscapes alone; python -m benchmarks.search.record makes it")
-    objectives: Sequence[Objective] = [*LANDSCAPES, *([table] if table else [])]
+    objectives: Sequence[Objective] = [*LANDSCAPES, *([recorded] if recorded else [])]
     with ProcessPoolExecutor(os.cpu_count()) as processes:
         found = {
             objective.name: regrets(
@@ -51,10 +51,11 @@ def main() -> None:
             )
             for objective in objectives
         }
-        asked = [(name, table, pruner) for name, pruner in product(STOPPED, [*PRUNERS, OTHER_DRAWS]) if table]
+        tables = [recorded.table] if recorded else []
+        asked = [(name, table, pruner) for name, pruner, table in product(STOPPED, [*PRUNERS, OTHER_DRAWS], tables)]
         seeds = range(FIRST_STOPPED, FIRST_STOPPED + arguments.seeds)
         stopped = searches(processes, asked, seeds, arguments.stopped_trials)
-    text = report(found, table=table, stopped=stopped, asks=dict(asks((100, 1_000, 10_000))))
+    text = report(found, recorded=recorded, stopped=stopped, asks=dict(asks((100, 1_000, 10_000))))
     if arguments.out == "-":
         print(text)
     else:

@@ -5,16 +5,20 @@ import gzip
 import math
 import random
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from scipy.stats import spearmanr
+from sklearn.ensemble import ExtraTreesRegressor  # type: ignore[import-untyped]  # it ships no types
+from sklearn.model_selection import KFold, cross_val_predict  # type: ignore[import-untyped]
 
+from benchmarks.search.contestants import PROXY
 from einlayers.taxonomy import taxonomy
 from einlayers.theta import NAMED, Theta
-from search.space import SUBSPACES
+from search.structure import layer_dims, structure_of
 
 TABLE = Path(__file__).parent / "screening.csv.gz"
 """What ``python -m benchmarks.search.record`` has measured."""
@@ -25,6 +29,8 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 Curve = tuple[float, ...]
 """These losses, or the last of them."""
+
+_NUM_TREES = 100
 
 
 class Objective(Protocol):
@@ -89,36 +95,91 @@ class Table:
     at their ends, as logarithms, counts as true."""
 
     curves: Mapping[Theta, Sequence[Curve]]
-    name: str = "recorded"
+    name: str = "recorded, nothing between"
 
     @cached_property
     def lowest(self) -> float:
         """That of the best structure of the table."""
-        return min(self.truth(theta) for theta in self.curves)
+        return float(self.truths.min())
 
     def place(self, theta: Theta, tried: Collection[Theta]) -> Theta:
-        """The nearest structure of the table, by the coordinates of the full space, that has not been tried."""
-        point = np.array(_unit(theta))
-        distances = np.abs(self._points - point).sum(axis=1)
-        nearest_first = (self._thetas[int(i)] for i in np.argsort(distances, kind="stable"))
-        return next(each for each in nearest_first if each not in tried)
+        """The structure of the table that is the most similar as a model, of those that have not been tried."""
+        return next(self._thetas[i] for i in self.nearest_first(theta) if self._thetas[i] not in tried)
 
     def truth(self, theta: Theta) -> float:
         """The mean over all seeds."""
-        return sum(math.log(curve[-1]) for curve in self.curves[theta]) / len(self.curves[theta])
+        return float(self.truths[self._thetas.index(theta)])
 
     def curve(self, theta: Theta, seed: int, replicate: int) -> Curve:
         """One of its seeds, from the beginning; another one for every replicate, as long as there are some."""
+        return self.curve_of(theta, _draw(theta, seed), replicate)
+
+    def curve_of(self, theta: Theta, draw: random.Random, replicate: int) -> Curve:
+        """One of its seeds, in an order that is drawn."""
         curves = self.curves[theta]
-        return _draw(theta, seed).sample(curves, len(curves))[replicate % len(curves)]
+        return draw.sample(curves, len(curves))[replicate % len(curves)]
+
+    def nearest_first(self, theta: Theta) -> Iterator[int]:
+        """The numbers of all structures, by how far their features are from those of ``theta``."""
+        distances = np.linalg.norm(self.features - np.array(_features(theta)), axis=1)
+        return map(int, np.argsort(distances, kind="stable"))
+
+    @cached_property
+    def truths(self) -> np.ndarray:
+        """The true loss of every structure, in their order."""
+        return np.array([np.mean([math.log(curve[-1]) for curve in curves]) for curves in self.curves.values()])
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """What the model of every structure is, in their order."""
+        return np.array([_features(theta) for theta in self.curves])
 
     @cached_property
     def _thetas(self) -> list[Theta]:
         return list(self.curves)
 
+
+@dataclass(frozen=True)
+class Interpolated:
+    """The whole space, by a table: a surrogate benchmark (Eggensperger et al., AAAI 2015).
+
+    The true loss is what a forest expects that has learnt the table (extremely randomized trees: Geurts, Ernst and Wehenkel,
+    Machine Learning 63, 2006), which is no model that any sampler has. It knows the structures of the table by heart, and
+    expects of none a lower loss than the lowest of these. The noise is that of the most similar structure.
+    """
+
+    table: Table
+    name: str = "recorded"
+
+    @property
+    def lowest(self) -> float:
+        """That of the best structure of the table."""
+        return self.table.lowest
+
+    def place(self, theta: Theta, tried: Collection[Theta]) -> Theta:
+        """Itself."""
+        return theta
+
+    def truth(self, theta: Theta) -> float:
+        """What is to be expected of it."""
+        return float(self._forest.predict([_features(theta)])[0])
+
+    def curve(self, theta: Theta, seed: int, replicate: int) -> Curve:
+        """That of the most similar structure of the table, at the loss of this one."""
+        nearest = next(self.table.nearest_first(theta))
+        curve = self.table.curve_of(list(self.table.curves)[nearest], _draw(theta, seed), replicate)
+        factor = math.exp(self.truth(theta) - self.table.truths[nearest])
+        return tuple(loss * factor for loss in curve)
+
+    def agreement(self) -> float:
+        """Spearman's correlation between losses and what is expected by the other nine tenths of the table."""
+        folds = KFold(10, shuffle=True, random_state=0)
+        expected = cross_val_predict(_new_forest(), self.table.features, self.table.truths, cv=folds)
+        return float(spearmanr(expected, self.table.truths).statistic)
+
     @cached_property
-    def _points(self) -> np.ndarray:
-        return np.array([_unit(theta) for theta in self._thetas])
+    def _forest(self) -> ExtraTreesRegressor:
+        return _new_forest().fit(self.table.features, self.table.truths)
 
 
 LANDSCAPES: tuple[Landscape, ...] = tuple(
@@ -160,12 +221,11 @@ def write_rows(rows: Sequence[Row], path: Path = TABLE) -> None:
         packed.write("".join(f"{line}\n" for line in lines).encode())
 
 
-def recorded(path: Path = TABLE) -> Table:
-    """The table of these runs, without those of dense: every search has it beside it, and none looks for it."""
+def read_table(path: Path = TABLE) -> Table:
+    """The table of these runs."""
     curves: dict[Theta, list[Curve]] = {}
     for row in read_rows(path):
-        if not row.theta.is_dense:
-            curves.setdefault(row.theta, []).append(row.losses)
+        curves.setdefault(row.theta, []).append(row.losses)
     return Table(curves)
 
 
@@ -178,9 +238,17 @@ def _text(theta: Theta) -> str:
     return "(" + "|".join(f"{exponent:.12g}" for exponent in theta.exponents) + ")"
 
 
-def _unit(theta: Theta) -> tuple[float, ...]:
-    """Its place in the full space, with the greatest rank that costs no more than dense if its own does."""
+def _new_forest() -> ExtraTreesRegressor:
+    return ExtraTreesRegressor(_NUM_TREES, random_state=0)
+
+
+@lru_cache(maxsize=65536)
+def _features(theta: Theta) -> tuple[float, ...]:
+    """What the model of ``theta`` is: the logarithms of its axes, layer after layer, and of its width; and the taxonomy of
+    the axes of its first layer. A theta and its swap are the same model."""
     theta = theta.canonical()
-    unit = SUBSPACES["full"].to_unit(replace(theta, rho=min(theta.rho, theta.alpha, theta.epsilon)))
-    assert unit is not None, "every structure without more parameters than dense is in the full space"
-    return unit
+    structure = structure_of(theta, PROXY)
+    layers = list(layer_dims(theta, PROXY, structure.width).values())
+    found = taxonomy(layers[0].theta)
+    axes = [math.log(axis) for dims in layers for axis in dims.axes]
+    return (*axes, math.log(structure.width), found.omega, found.psi, found.nu)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from benchmarks.search.contestants import DEFAULT, QMC, RACING, RANDOM
-from benchmarks.search.objectives import Table
+from benchmarks.search.objectives import Interpolated
 from benchmarks.search.regret import Regrets, mean, speedup
 from benchmarks.search.searches import Searched
 from search.studies.estimates import Estimate
@@ -28,27 +28,31 @@ sharing, in rank and in exponents; noise: a standard deviation of 0.02 for every
 the papers' grid try by themselves; the structure on faces is none, and has no beta, no delta and other exponents.
 """
 
-_OF_THE_TABLE = """`recorded` are {num_structures} structures that were really trained (preset `screening`,
-{num_replicates} seeds each, made by `python -m benchmarks.search.record`): a proposal trains the nearest one that was not
-tried, and sees the loss of one of its seeds. They were recorded before ADR 23, by which 36 of them would be dense.
+_OF_THE_TABLE = """`recorded` is the space as {num_structures} structures tell it that were really trained (preset
+`screening`, {num_replicates} seeds each, made by `python -m benchmarks.search.record`): the mean losses of these, and
+between them what a forest of trees expects that has learnt them. Of structures that it has not learnt, a tenth at a time, it
+tells the loss by {agreement:.2f} of Spearman. The noise of a trial is that of a seed of the most similar structure. Early
+stopping is compared on these structures alone: a proposal trains the most similar one that was not tried
+([ADR 24](../adr/0024-a-table-is-interpolated.md) says why samplers are not).
 """
 
 
 def report(
     found: Mapping[str, Mapping[str, Regrets]],
     *,
-    table: Table | None,
+    recorded: Interpolated | None,
     stopped: Mapping[tuple[str, str], Sequence[Searched]],
     asks: Mapping[str, float],
 ) -> str:
-    """The page; ``found``: by objective and contestant; ``stopped``: by sampler and pruner, on the ``table``, if one was
+    """The page; ``found``: by objective and contestant; ``stopped``: by sampler and pruner, on the table, if one was
     recorded; ``asks``: median seconds of a proposal by what it was of."""
     first = next(iter(next(iter(found.values())).values()))
     num_seeds, num_trials = first.shape
     lines = [_HEAD.format(num_seeds=num_seeds, last_seed=num_seeds - 1, num_trials=num_trials, racing=RACING)]
-    if table is not None:
-        num_replicates = min(map(len, table.curves.values()))
-        lines.append(_OF_THE_TABLE.format(num_structures=len(table.curves), num_replicates=num_replicates))
+    if recorded is not None:
+        curves = recorded.table.curves
+        numbers = {"num_structures": len(curves), "num_replicates": min(map(len, curves.values()))}
+        lines.append(_OF_THE_TABLE.format(**numbers, agreement=recorded.agreement()))
     for objective, regrets in found.items():
         lines += [f"## {objective[0].upper()}{objective[1:]}\n", *_table(regrets), ""]
     if stopped:

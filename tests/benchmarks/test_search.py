@@ -13,12 +13,13 @@ from benchmarks.search.objectives import (
     LANDSCAPES,
     SHARES,
     Curve,
+    Interpolated,
     Landscape,
     Objective,
     Row,
     Table,
     read_rows,
-    recorded,
+    read_table,
     write_rows,
 )
 from benchmarks.search.regret import mean, speedup
@@ -110,15 +111,52 @@ class TestTable:
         again = tmp_path / "again"
         write_rows(rows, again)
         assert again.read_bytes() == (tmp_path / "rows").read_bytes()
-        assert recorded(again).curves == {theta: [rows[0].losses] * 2 for theta in thetas}
+        assert read_table(again).curves == {theta: [rows[0].losses] * 2 for theta in thetas}
 
     def test_that_is_recorded_has_every_model_once(self) -> None:
-        thetas = record.structures()
-        digests = {structure_of(theta, PROXY).digest for theta in thetas}
-        assert len(digests) == len(thetas) > 400
+        table = read_table()
+        digests = {structure_of(theta, PROXY).digest for theta in table.curves}
+        assert len(digests) == len(table.curves) > 400
+        assert digests == {structure_of(theta, PROXY).digest for theta in record.structures()}
+        assert {len(curves) for curves in table.curves.values()} == {record.NUM_REPLICATES}
+        assert {len(curve) for curves in table.curves.values() for curve in curves} == {len(SHARES)}
         dense = structure_of(NAMED["dense"], PROXY).digest
         designs = {structure_of(theta, PROXY).digest for theta in (*NAMED.values(), *PAPERS_GRID)}
         assert designs - digests == {dense}
+
+
+class TestInterpolated:
+    RECORDED = Interpolated(read_table())
+
+    def test_knows_the_structures_of_its_table(self) -> None:
+        table = self.RECORDED.table
+        for theta in list(table.curves)[::40]:
+            found = self.RECORDED.truth(theta), self.RECORDED.truth(theta.swapped())
+            assert found == pytest.approx([table.truth(theta)] * 2)
+            seen = np.array([self.RECORDED.curve(theta, 5, replicate) for replicate in range(3)])
+            assert sorted(seen[:, -1]) == pytest.approx(sorted(curve[-1] for curve in table.curves[theta]))
+            assert seen.sum(axis=0) == pytest.approx(np.sum(table.curves[theta], axis=0))
+
+    def test_expects_of_others_no_less_than_the_lowest_and_the_noise_of_the_most_similar(self) -> None:
+        table = self.RECORDED.table
+        for theta in RandomStructures(count=10, seed=99):
+            assert self.RECORDED.place(theta, set()) == theta
+            assert self.RECORDED.truth(theta) > self.RECORDED.lowest == min(map(table.truth, table.curves))
+            similar = table.place(theta, set())
+            errors = [
+                log_loss(self.RECORDED, theta, 1, replicate) - self.RECORDED.truth(theta) for replicate in range(3)
+            ]
+            noise = [math.log(curve[-1]) - table.truth(similar) for curve in table.curves[similar]]
+            assert sorted(errors) == pytest.approx(sorted(noise))
+            first = self.RECORDED.curve(theta, 1, 0)
+            assert first == self.RECORDED.curve(theta, 1, 0)
+            assert len(first) == len(SHARES)
+
+    def test_tells_what_it_has_not_learnt(self) -> None:
+        assert self.RECORDED.agreement() > 0.9
+        losses = np.random.default_rng(0).permutation(30) / 10
+        chance = Interpolated(Table({theta: [curve(loss)] for theta, loss in zip(distinct(30), losses, strict=True)}))
+        assert chance.agreement() < 0.6
 
 
 class TestRegret:
@@ -196,18 +234,19 @@ class TestStopping:
 
 
 def test_reports_every_objective_and_contestant() -> None:
+    table = Table({theta: [curve(number / 10)] * 2 for number, theta in enumerate(distinct(12))})
     regrets = {name: np.full((2, 8), 0.5) for name in (RANDOM, GRID, DEFAULT)}
     stopped = {
         ("gp", name): [Searched(compute=compute, regrets=(regret,), best=NAMED[best])]
         for name, compute, regret, best in (("none", 8, 0.0, "btt"), ("median", 2, 0.1, "monarch"))
     }
-    text = report({"a landscape": regrets}, table=TABLE, stopped=stopped, asks={"`tpe`, 100": 0.004})
+    text = report({"a landscape": regrets}, recorded=Interpolated(table), stopped=stopped, asks={"`tpe`, 100": 0.004})
     assert "## A landscape" in text
     assert "| random | 0.5000 [0.5000, 0.5000] | 0.5000 [0.5000, 0.5000] | 0.5000 [0.5000, 0.5000] | 1 |" in text
     assert f"| **{DEFAULT}** (default) |" in text
     assert "| `tpe`, 100 | 4 |" in text
     regret = "0.1000 [0.1000, 0.1000] | +0.1000 [+0.1000, +0.1000]"
     assert f"| gp | `median` | 0.25 [0.25, 0.25] | {regret} | 0 of 1 | 0 of 1 |" in text
-    assert "`recorded` are 3 structures" in text
-    without = report({"a landscape": regrets}, table=None, stopped={}, asks={})
+    assert "as 12 structures tell it" in text
+    without = report({"a landscape": regrets}, recorded=None, stopped={}, asks={})
     assert "recorded" not in without
