@@ -104,7 +104,9 @@ class Table:
 
     def place(self, theta: Theta, tried: Collection[Theta]) -> Theta:
         """The structure of the table that is the most similar as a model, of those that have not been tried."""
-        return next(self._thetas[i] for i in self.nearest_first(theta) if self._thetas[i] not in tried)
+        distances = np.linalg.norm(self.features - np.array(_features(theta)), axis=1)
+        nearest_first = (self._thetas[int(i)] for i in np.argsort(distances, kind="stable"))
+        return next(each for each in nearest_first if each not in tried)
 
     def truth(self, theta: Theta) -> float:
         """The mean over all seeds."""
@@ -118,11 +120,6 @@ class Table:
         """One of its seeds, in an order that is drawn."""
         curves = self.curves[theta]
         return draw.sample(curves, len(curves))[replicate % len(curves)]
-
-    def nearest_first(self, theta: Theta) -> Iterator[int]:
-        """The numbers of all structures, by how far their features are from those of ``theta``."""
-        distances = np.linalg.norm(self.features - np.array(_features(theta)), axis=1)
-        return map(int, np.argsort(distances, kind="stable"))
 
     @cached_property
     def truths(self) -> np.ndarray:
@@ -166,9 +163,9 @@ class Interpolated:
 
     def curve(self, theta: Theta, seed: int, replicate: int) -> Curve:
         """That of the most similar structure of the table, at the loss of this one."""
-        nearest = next(self.table.nearest_first(theta))
-        curve = self.table.curve_of(list(self.table.curves)[nearest], _draw(theta, seed), replicate)
-        factor = math.exp(self.truth(theta) - self.table.truths[nearest])
+        similar = self.table.place(theta, tried=())
+        curve = self.table.curve_of(similar, _draw(theta, seed), replicate)
+        factor = math.exp(self.truth(theta) - self.table.truth(similar))
         return tuple(loss * factor for loss in curve)
 
     def agreement(self) -> float:
