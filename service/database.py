@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -14,13 +14,10 @@ _BUSY_TIMEOUT_MS = 15_000
 """How long an SQLite writer waits for another; longer than any transaction here, shorter than a client's patience."""
 
 
-_POSTGRES_LIMITS = {
-    "connect_timeout": 5,
-    # A process that is stopped in the middle of a transaction, or whose machine is gone, must not hold its locks for ever.
-    "options": "-c statement_timeout=30s -c idle_in_transaction_session_timeout=10s",
-    **{"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3},
-}
-"""No answer of a Postgres is waited for without end."""
+_CONNECTION_LIMITS = {"connect_timeout": 5, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3}
+_SESSION_LIMITS = "-c statement_timeout=30s -c idle_in_transaction_session_timeout=10s"
+"""No answer of a Postgres is waited for without end, and a process that is stopped in the middle of a transaction, or whose
+machine is gone, does not hold its locks for ever. The ``options`` of a URL come after these."""
 
 _IDLE_IN_TRANSACTION = "25P03"
 """The SQLSTATE with which Postgres ends a connection of which nothing was heard within a transaction."""
@@ -42,7 +39,7 @@ class Database:
             # otherwise. A transaction that is going to write therefore takes the write lock when it begins.
             self._writer: Engine = self.engine.execution_options(begin="BEGIN IMMEDIATE")
         else:
-            self.engine = self._writer = create_engine(parsed, pool_pre_ping=True, connect_args=_POSTGRES_LIMITS)
+            self.engine = self._writer = create_engine(parsed, pool_pre_ping=True, connect_args=_limits(parsed))
             _set_up_postgres(self.engine)
             # By default every statement of a transaction sees what was committed before it, not before the transaction.
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
@@ -71,6 +68,11 @@ class Database:
     def close(self) -> None:
         """Close the pooled connections."""
         self.engine.dispose()
+
+
+def _limits(url: URL) -> dict[str, Any]:
+    options = " ".join([_SESSION_LIMITS, *url.normalized_query.get("options", ())])
+    return {**_CONNECTION_LIMITS, "options": options}
 
 
 def _set_up_postgres(engine: Engine) -> None:

@@ -27,6 +27,8 @@ from tests.waiting import wait_for
 KINDS = ("sqlite", "postgres")
 
 _USER = "einsearch"
+_PATIENT = "options=-c%20idle_in_transaction_session_timeout%3D5min"
+"""Of the URL of a Postgres: a machine that sleeps in the middle of a test's transaction ends no test."""
 _PROGRAMS = ("initdb", "pg_ctl", "postgres")
 
 
@@ -173,7 +175,7 @@ class Postgres:
         return psycopg.connect(host=str(self._folder), user=_USER, dbname=name, autocommit=True)
 
     def _url(self, name: str) -> str:
-        return f"postgresql+psycopg://{_USER}@/{name}?host={self._folder}"
+        return f"postgresql+psycopg://{_USER}@/{name}?host={self._folder}&{_PATIENT}"
 
 
 def _revisions(connection: psycopg.Connection) -> list[tuple[object, ...]]:

@@ -2,7 +2,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from einlayers.theta import NAMED
@@ -133,6 +133,18 @@ class TestSQLite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
         first.close()
         second.close()
+
+
+class TestLimits:
+    def test_are_ours_where_the_url_says_nothing_else(self, database: Database, database_url: str) -> None:
+        if database.is_sqlite:
+            pytest.skip("an SQLite is asked by nobody else, and has no sessions with limits")
+        options = {"options": "-c idle_in_transaction_session_timeout=7s -c lock_timeout=3s"}
+        other = Database(make_url(database_url).update_query_dict(options).render_as_string(hide_password=False))
+        names = ("statement_timeout", "idle_in_transaction_session_timeout", "lock_timeout")
+        with other.read() as session:
+            assert [session.scalar(text(f"SHOW {name}")) for name in names] == ["30s", "7s", "3s"]
+        other.close()
 
 
 class TestSleepWithinATransaction:
