@@ -29,6 +29,7 @@ KINDS = ("sqlite", "postgres")
 _USER = "einsearch"
 _PATIENT = "options=-c%20idle_in_transaction_session_timeout%3D5min"
 """Of the URL of a Postgres: a machine that sleeps in the middle of a test's transaction ends no test."""
+
 _PROGRAMS = ("initdb", "pg_ctl", "postgres")
 
 

@@ -18,7 +18,7 @@ from sklearn.model_selection import KFold, cross_val_predict  # type: ignore[imp
 from benchmarks.search.contestants import PROXY
 from einlayers.taxonomy import taxonomy
 from einlayers.theta import NAMED, Theta
-from search.structure import layer_dims, structure_of
+from search.structure import layer_dims
 
 TABLE = Path(__file__).parent / "screening.csv.gz"
 """What ``python -m benchmarks.search.record`` has measured."""
@@ -123,12 +123,12 @@ class Table:
 
     @cached_property
     def truths(self) -> np.ndarray:
-        """The true loss of every structure, in their order."""
+        """``(S,)``: the true losses of the S structures, in their order."""
         return np.array([np.mean([math.log(curve[-1]) for curve in curves]) for curves in self.curves.values()])
 
     @cached_property
     def features(self) -> np.ndarray:
-        """What the model of every structure is, in their order."""
+        """``(S, F)``: what the models of the S structures are, in F numbers each."""
         return np.array([_features(theta) for theta in self.curves])
 
     @cached_property
@@ -244,8 +244,8 @@ def _features(theta: Theta) -> tuple[float, ...]:
     """What the model of ``theta`` is: the logarithms of its axes, layer after layer, and of its width; and the taxonomy of
     the axes of its first layer. A theta and its swap are the same model."""
     theta = theta.canonical()
-    structure = structure_of(theta, PROXY)
-    layers = list(layer_dims(theta, PROXY, structure.width).values())
+    width = PROXY.width_for(theta)
+    layers = list(layer_dims(theta, PROXY, width).values())
     found = taxonomy(layers[0].theta)
     axes = [math.log(axis) for dims in layers for axis in dims.axes]
-    return (*axes, math.log(structure.width), found.omega, found.psi, found.nu)
+    return (*axes, math.log(width), found.omega, found.psi, found.nu)
